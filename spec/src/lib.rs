@@ -1,0 +1,9 @@
+//! The pure domain of MCP: names, definitions, component specs, revisions, plans.
+//!
+//! Nothing here does I/O, reads a clock, draws random numbers, logs or waits: time and randomness
+//! are arguments. The CLI and the agent run the same code, so that neither has to trust the other.
+
+pub mod component;
+pub mod duration;
+pub mod image;
+pub mod name;
