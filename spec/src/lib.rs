@@ -4,6 +4,7 @@
 //! are arguments. The CLI and the agent run the same code, so that neither has to trust the other.
 
 pub mod component;
+pub mod definition;
 pub mod duration;
 pub mod image;
 pub mod name;
