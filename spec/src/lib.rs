@@ -8,3 +8,6 @@ pub mod definition;
 pub mod duration;
 pub mod image;
 pub mod name;
+pub mod revision;
+pub mod signature;
+pub mod tree;

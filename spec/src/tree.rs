@@ -1,0 +1,475 @@
+//! Which trees a revision may hold: the pure rules over one raw tree object.
+//!
+//! Git's own `fsck` lets much pass that a control plane must not see: symlinks out of the
+//! repository, submodules, `A` beside `a`, names with escape sequences. Here a tree has regular
+//! files and directories with printable, distinct names, and nothing else.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use thiserror::Error;
+use unicode_normalization::UnicodeNormalization;
+
+/// Longest name of one entry, in bytes, as file systems have it.
+pub const MAX_ENTRY_NAME_BYTES: usize = 255;
+
+/// What an entry of a tree is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EntryMode {
+    /// A regular file, `100644`.
+    File,
+    /// An executable file, `100755`.
+    Executable,
+    /// A directory, `40000`.
+    Directory,
+}
+
+/// One entry of a tree that keeps the rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TreeEntry {
+    /// What it is.
+    pub mode: EntryMode,
+    /// Its name, one path component.
+    pub name: String,
+    /// Id of its blob or tree.
+    pub id: [u8; 20],
+}
+
+/// A tree breaks a rule, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("`{name}` {fault}")]
+pub struct TreeError {
+    /// The entry, with everything unprintable escaped.
+    pub name: String,
+    /// The rule that it breaks.
+    pub fault: TreeFault,
+}
+
+/// The rules of a tree, each named by how it is broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TreeFault {
+    /// The raw object ends early or is garbled.
+    Garbled,
+    /// A symbolic link.
+    Symlink,
+    /// A submodule.
+    Submodule,
+    /// Any other mode than the three that are allowed.
+    Mode(String),
+    /// An empty name.
+    EmptyName,
+    /// A name longer than [`MAX_ENTRY_NAME_BYTES`].
+    LongName,
+    /// A name that is not UTF-8.
+    NotUtf8,
+    /// `.` or `..`.
+    Dots,
+    /// A slash or backslash within a name.
+    Slash,
+    /// Control, format or other invisible characters.
+    Unprintable(char),
+    /// A name that starts with a hyphen, which commands take for an option.
+    LeadingDash,
+    /// `.git`, however it is disguised.
+    DotGit,
+    /// `.mcp` in another spelling.
+    DotMcp,
+    /// Entries out of git's order.
+    Unsorted,
+    /// The same name twice.
+    Duplicate,
+    /// A name that equals another's but for case or Unicode normalisation.
+    Alike(String),
+}
+
+impl fmt::Display for TreeFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Garbled => f.write_str("is no entry: the tree object is garbled"),
+            Self::Symlink => f.write_str("is a symbolic link"),
+            Self::Submodule => f.write_str("is a submodule"),
+            Self::Mode(mode) => write!(
+                f,
+                "has the mode {mode}; only 100644, 100755 and 40000 are allowed"
+            ),
+            Self::EmptyName => f.write_str("is an empty name"),
+            Self::LongName => write!(f, "has more than {MAX_ENTRY_NAME_BYTES} bytes"),
+            Self::NotUtf8 => f.write_str("is not UTF-8"),
+            Self::Dots => f.write_str("is not a name but a way through directories"),
+            Self::Slash => f.write_str("has a slash or backslash in it"),
+            Self::Unprintable(c) => {
+                write!(f, "holds the invisible character U+{:04X}", u32::from(*c))
+            }
+            Self::LeadingDash => f.write_str("starts with a hyphen"),
+            Self::DotGit => f.write_str("is `.git` in disguise"),
+            Self::DotMcp => f.write_str("is `.mcp` in another spelling"),
+            Self::Unsorted => f.write_str("stands out of git's order"),
+            Self::Duplicate => f.write_str("stands there twice"),
+            Self::Alike(other) => write!(
+                f,
+                "differs from `{other}` in nothing but case or Unicode form"
+            ),
+        }
+    }
+}
+
+/// Reads a raw tree object and holds it against the rules.
+///
+/// # Errors
+///
+/// [`TreeError`] with the first entry that breaks one.
+pub fn parse_tree(raw: &[u8]) -> Result<Vec<TreeEntry>, TreeError> {
+    let mut entries: Vec<TreeEntry> = Vec::new();
+    let mut folded: BTreeMap<String, String> = BTreeMap::new();
+    let mut rest = raw;
+    while !rest.is_empty() {
+        let garbled = || TreeError {
+            name: escaped(&rest[..rest.len().min(40)]),
+            fault: TreeFault::Garbled,
+        };
+        let gap = rest
+            .iter()
+            .take(8)
+            .position(|c| *c == b' ')
+            .ok_or_else(garbled)?;
+        let end = rest
+            .iter()
+            .position(|c| *c == 0)
+            .filter(|end| *end > gap)
+            .ok_or_else(garbled)?;
+        let id = rest
+            .get(end + 1..end + 21)
+            .and_then(|id| <[u8; 20]>::try_from(id).ok())
+            .ok_or_else(garbled)?;
+        let bytes = &rest[gap + 1..end];
+        let fault = |fault| TreeError {
+            name: escaped(bytes),
+            fault,
+        };
+        let mode = match &rest[..gap] {
+            b"100644" => EntryMode::File,
+            b"100755" => EntryMode::Executable,
+            b"40000" => EntryMode::Directory,
+            b"120000" => return Err(fault(TreeFault::Symlink)),
+            b"160000" => return Err(fault(TreeFault::Submodule)),
+            other => return Err(fault(TreeFault::Mode(escaped(other)))),
+        };
+        let name = check_name(bytes).map_err(fault)?;
+        if let Some(last) = entries.last() {
+            if last.name == name {
+                return Err(fault(TreeFault::Duplicate));
+            }
+            if order_key(last.mode, &last.name) >= order_key(mode, name) {
+                return Err(fault(TreeFault::Unsorted));
+            }
+        }
+        if let Some(other) = folded.insert(fold(name), name.to_owned()) {
+            // A file `a` and a directory `a` need not stand side by side, so this catches them too.
+            let alike = if other == name {
+                TreeFault::Duplicate
+            } else {
+                TreeFault::Alike(other)
+            };
+            return Err(fault(alike));
+        }
+        entries.push(TreeEntry {
+            mode,
+            name: name.to_owned(),
+            id,
+        });
+        rest = &rest[end + 21..];
+    }
+    Ok(entries)
+}
+
+/// Git sorts a directory as though its name ended with a slash.
+fn order_key(mode: EntryMode, name: &str) -> Vec<u8> {
+    let mut key = name.as_bytes().to_vec();
+    if mode == EntryMode::Directory {
+        key.push(b'/');
+    }
+    key
+}
+
+/// Checks one name and gives it as text.
+///
+/// # Errors
+///
+/// The first rule that it breaks.
+pub fn check_name(bytes: &[u8]) -> Result<&str, TreeFault> {
+    if bytes.is_empty() {
+        return Err(TreeFault::EmptyName);
+    }
+    if bytes.len() > MAX_ENTRY_NAME_BYTES {
+        return Err(TreeFault::LongName);
+    }
+    let name = std::str::from_utf8(bytes).map_err(|_| TreeFault::NotUtf8)?;
+    if name == "." || name == ".." {
+        return Err(TreeFault::Dots);
+    }
+    if is_dot_git(name) {
+        return Err(TreeFault::DotGit);
+    }
+    if name.contains(['/', '\\']) {
+        return Err(TreeFault::Slash);
+    }
+    if let Some(c) = name.chars().find(|c| is_invisible(*c)) {
+        return Err(TreeFault::Unprintable(c));
+    }
+    if name.starts_with('-') {
+        return Err(TreeFault::LeadingDash);
+    }
+    if name != ".mcp" && fold(name).trim_end_matches([' ', '.']) == ".mcp" {
+        return Err(TreeFault::DotMcp);
+    }
+    Ok(name)
+}
+
+/// Whether some file system would take the name for `.git`: in another case, with characters that
+/// HFS+ ignores, with the dots, spaces and streams that NTFS ignores, or by NTFS's short name.
+fn is_dot_git(name: &str) -> bool {
+    let visible: String = name.chars().filter(|c| !is_invisible(*c)).collect();
+    let folded = fold(&visible);
+    let stem = folded.split([':', '\\', '/']).next().unwrap_or_default();
+    let stem = stem.trim_end_matches([' ', '.']);
+    stem == ".git" || stem == "git~1"
+}
+
+/// Control, format and default-ignorable characters, and separators other than the plain space.
+fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || (c.is_whitespace() && c != ' ')
+        || matches!(
+            u32::from(c),
+            0x00AD
+                | 0x034F
+                | 0x0600..=0x0605
+                | 0x061C
+                | 0x06DD
+                | 0x070F
+                | 0x08E2
+                | 0x115F..=0x1160
+                | 0x17B4..=0x17B5
+                | 0x180B..=0x180F
+                | 0x200B..=0x200F
+                | 0x2028..=0x202E
+                | 0x2060..=0x206F
+                | 0x3164
+                | 0xFE00..=0xFE0F
+                | 0xFEFF
+                | 0xFFA0
+                | 0xFFF0..=0xFFFB
+                | 0x1_10BD
+                | 0x1_BCA0..=0x1_BCA3
+                | 0x1_D173..=0x1_D17A
+                | 0xE_0000..=0xE_0FFF
+                | 0xE000..=0xF8FF
+                | 0xF_0000..=0x10_FFFF
+        )
+}
+
+/// The form under which two names count as alike. Upper case first: so `ß` meets `ss`, and `ſ` `s`.
+fn fold(name: &str) -> String {
+    name.nfd()
+        .flat_map(char::to_uppercase)
+        .flat_map(char::to_lowercase)
+        .nfc()
+        .collect()
+}
+
+fn escaped(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if is_invisible(c) {
+                text.extend(c.escape_default());
+            } else {
+                text.push(c);
+            }
+        }
+        for byte in chunk.invalid() {
+            text.extend(byte.escape_ascii().map(char::from));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tree(entries: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut raw = Vec::new();
+        for (mode, name) in entries {
+            raw.extend(mode.as_bytes());
+            raw.push(b' ');
+            raw.extend(*name);
+            raw.push(0);
+            raw.extend([7; 20]);
+        }
+        raw
+    }
+
+    fn fault(entries: &[(&str, &[u8])]) -> TreeFault {
+        parse_tree(&tree(entries)).unwrap_err().fault
+    }
+
+    #[test]
+    fn plain_tree_is_read_in_gits_order() {
+        let raw = tree(&[
+            ("100644", b"a.b"),
+            ("40000", b"a"),
+            ("100755", b"a0"),
+            ("100644", "grün €".as_bytes()),
+        ]);
+        let names: Vec<_> = parse_tree(&raw)
+            .unwrap()
+            .into_iter()
+            .map(|entry| entry.name)
+            .collect();
+        assert_eq!(names, ["a.b", "a", "a0", "grün €"]);
+        assert!(parse_tree(b"").unwrap().is_empty());
+        for name in [
+            ".gitignore",
+            ".gitattributes",
+            ".mcp",
+            "git",
+            "x.git",
+            "-".repeat(0).as_str(),
+            "a b",
+        ] {
+            if !name.is_empty() {
+                assert!(check_name(name.as_bytes()).is_ok(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_disguise_of_dot_git_is_refused() {
+        for name in [
+            ".git",
+            ".GIT",
+            ".Git",
+            "git~1",
+            "GIT~1",
+            ".git.",
+            ".git ",
+            ".git . .",
+            ".g\u{200c}it",
+            "\u{feff}.git",
+            ".gi\u{200d}T",
+            ".git::$INDEX_ALLOCATION",
+            ".git\\x",
+            ".git:x",
+            ".g\u{131}t".replace('\u{131}', "i").as_str(),
+            ".g\u{0130}t".replace('\u{0130}', "I").as_str(),
+            ".git\u{200b}",
+        ] {
+            assert_eq!(
+                check_name(name.as_bytes()),
+                Err(TreeFault::DotGit),
+                "{name:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn dot_mcp_has_one_spelling() {
+        for name in [".MCP", ".Mcp", ".mcp.", ".mcp "] {
+            assert_eq!(
+                check_name(name.as_bytes()),
+                Err(TreeFault::DotMcp),
+                "{name:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn hostile_names_and_modes_are_refused_by_name() {
+        assert_eq!(fault(&[("120000", b"l")]), TreeFault::Symlink);
+        assert_eq!(fault(&[("160000", b"s")]), TreeFault::Submodule);
+        for mode in ["100664", "100600", "040000", "0", "777", "1006440"] {
+            assert!(
+                matches!(
+                    fault(&[(mode, b"f")]),
+                    TreeFault::Mode(_) | TreeFault::Garbled
+                ),
+                "{mode}"
+            );
+        }
+        assert_eq!(fault(&[("100644", b"")]), TreeFault::EmptyName);
+        assert_eq!(fault(&[("100644", b"..")]), TreeFault::Dots);
+        assert_eq!(fault(&[("40000", b".")]), TreeFault::Dots);
+        assert_eq!(fault(&[("100644", b"a/b")]), TreeFault::Slash);
+        assert_eq!(fault(&[("100644", b"a\\b")]), TreeFault::Slash);
+        assert_eq!(fault(&[("100644", b"-rf")]), TreeFault::LeadingDash);
+        assert_eq!(fault(&[("100644", b"a\nb")]), TreeFault::Unprintable('\n'));
+        assert_eq!(
+            fault(&[("100644", b"a\x1bb")]),
+            TreeFault::Unprintable('\x1b')
+        );
+        assert_eq!(
+            fault(&[("100644", "a\u{202e}b".as_bytes())]),
+            TreeFault::Unprintable('\u{202e}')
+        );
+        assert_eq!(fault(&[("100644", b"a\xff")]), TreeFault::NotUtf8);
+        assert_eq!(fault(&[("100644", &[b'a'; 256])]), TreeFault::LongName);
+    }
+
+    #[test]
+    fn names_that_some_file_system_confuses_are_refused() {
+        assert_eq!(
+            fault(&[("100644", b"a"), ("100644", b"a")]),
+            TreeFault::Duplicate
+        );
+        assert_eq!(
+            fault(&[("100644", b"a"), ("100644", b"a.b"), ("40000", b"a")]),
+            TreeFault::Duplicate
+        );
+        assert_eq!(
+            fault(&[("100644", b"b"), ("100644", b"a")]),
+            TreeFault::Unsorted
+        );
+        for (one, other) in [
+            ("A", "a"),
+            ("D", "d"),
+            ("e\u{301}", "é"),
+            ("STRASSE", "straße"),
+            ("\u{212a}", "k"),
+        ] {
+            let mut pair = [one, other];
+            pair.sort_unstable();
+            assert!(
+                matches!(
+                    fault(&[
+                        ("100644", pair[0].as_bytes()),
+                        ("40000", pair[1].as_bytes())
+                    ]),
+                    TreeFault::Alike(_)
+                ),
+                "{pair:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn truncated_tree_is_garbled() {
+        let raw = tree(&[("100644", b"abc")]);
+        for end in 1..raw.len() {
+            assert_eq!(
+                parse_tree(&raw[..end]).unwrap_err().fault,
+                TreeFault::Garbled,
+                "{end}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn reading_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_tree(&bytes);
+            let _ = check_name(&bytes);
+        }
+    }
+}
