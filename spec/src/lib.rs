@@ -11,3 +11,4 @@ pub mod name;
 pub mod revision;
 pub mod signature;
 pub mod tree;
+pub mod observed;
