@@ -8,7 +8,7 @@ pub mod definition;
 pub mod duration;
 pub mod image;
 pub mod name;
+pub mod observed;
 pub mod revision;
 pub mod signature;
 pub mod tree;
-pub mod observed;
