@@ -5,7 +5,9 @@
 
 pub mod component;
 pub mod definition;
+pub mod diff;
 pub mod duration;
+pub mod export;
 pub mod image;
 pub mod name;
 pub mod observed;

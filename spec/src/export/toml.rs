@@ -1,0 +1,425 @@
+//! A service as the definition that compiles to it.
+//!
+//! Defaults are left out. `definition` reads the text back to an equal spec, which a property test
+//! holds; comments and `x-` keys are not part of a spec and are not written.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::component::{
+    Attachment, ComponentSpec, FileMount, Health, Kind, Network, OnChange, OnFailure, Port, Probe,
+    Protocol, Pull, Reconcile, Restart, ServiceSpec, Volume, VolumeSource,
+};
+use crate::definition::{
+    DEADLINE, FILE_MODE, INTERVAL, PIDS, READY_FOR, RETRIES, START_PERIOD, STOP_TIMEOUT, TIMEOUT,
+    implied_aliases, size_text,
+};
+use crate::diff::cpus_text;
+use crate::name::{ComponentName, ServiceName};
+
+/// Widest line before a list is broken over several.
+const WIDTH: usize = 100;
+
+/// The definition of a service, to be kept as `services/NAME.toml`.
+#[must_use]
+pub fn to_toml(spec: &ServiceSpec) -> String {
+    let mut head = Block::default();
+    head.text("name", spec.name.as_str());
+    head.text("node", spec.node.as_str());
+    if !spec.active {
+        head.set("active", "false".to_owned());
+    }
+    if let Some(description) = &spec.description {
+        head.text("description", description);
+    }
+    if !spec.alert {
+        head.set("alert", "false".to_owned());
+    }
+    if spec.deadline != DEADLINE {
+        head.text("deadline", &spec.deadline.to_string());
+    }
+    if spec.reconcile == Reconcile::Auto {
+        head.text("reconcile", "auto");
+    }
+    if spec.on_failure == OnFailure::Leave {
+        head.text("on_failure", "leave");
+    }
+    let mut text = head.written("");
+    for (name, component) in &spec.components {
+        text.push('\n');
+        text.push_str(&write_component(&spec.name, name, component));
+    }
+    text
+}
+
+fn write_component(
+    service: &ServiceName,
+    name: &ComponentName,
+    component: &ComponentSpec,
+) -> String {
+    let ComponentSpec {
+        kind,
+        image,
+        pull,
+        entrypoint,
+        cmd,
+        env,
+        user,
+        workdir,
+        hostname,
+        network,
+        ports,
+        volumes,
+        tmpfs,
+        restart,
+        init,
+        depends_on,
+        health,
+        resources,
+        read_only,
+        cap_add,
+        cap_drop,
+        labels,
+        stop_signal,
+        stop_timeout,
+        extra_hosts,
+        dns,
+        files,
+        ready_for,
+    } = component;
+    let mut block = Block::default();
+    let mut tables = String::new();
+    block.text("name", name.as_str());
+    let default_restart = match kind {
+        Kind::Service => Restart::UnlessStopped,
+        Kind::Job { exit_codes } => {
+            block.text("kind", "job");
+            if exit_codes.iter().ne([&0]) {
+                block.list("exit_codes", exit_codes.iter().map(ToString::to_string));
+            }
+            Restart::No
+        }
+    };
+    block.text("image", &image.to_string());
+    match pull {
+        Pull::Missing => {}
+        Pull::Always => block.text("pull", "always"),
+        Pull::Never => block.text("pull", "never"),
+    }
+    write_network(&mut block, service, name, network);
+    block.some_text("user", user.as_deref());
+    block.some_text("workdir", workdir.as_deref());
+    block.some_text("hostname", hostname.as_deref());
+    if *restart != default_restart {
+        block.text("restart", &restart.to_string());
+    }
+    block.texts("depends_on", depends_on.iter().map(ToString::to_string));
+    block.texts("ports", port_texts(ports));
+    block.texts(
+        "volumes",
+        volumes
+            .iter()
+            .map(|(target, volume)| volume_text(service, target, volume)),
+    );
+    block.texts(
+        "tmpfs",
+        tmpfs.iter().map(|(target, tmpfs)| {
+            if tmpfs.options.is_empty() {
+                return target.clone();
+            }
+            let options: Vec<&str> = tmpfs.options.iter().map(String::as_str).collect();
+            format!("{target}:{}", options.join(","))
+        }),
+    );
+    block.list(
+        "files",
+        files.iter().map(|(target, file)| file_text(target, file)),
+    );
+    if let Some(entrypoint) = entrypoint {
+        block.texts("entrypoint", entrypoint.iter().cloned());
+    }
+    if let Some(cmd) = cmd {
+        block.texts("cmd", cmd.iter().cloned());
+    }
+    block.map("env", env, &mut tables);
+    block.map("labels", labels, &mut tables);
+    if *init {
+        block.set("init", "true".to_owned());
+    }
+    if *read_only {
+        block.set("read_only", "true".to_owned());
+    }
+    block.texts("cap_add", cap_add.iter().cloned());
+    block.texts("cap_drop", cap_drop.iter().cloned());
+    block.some_text("stop_signal", stop_signal.as_deref());
+    if *stop_timeout != STOP_TIMEOUT {
+        block.text("stop_timeout", &stop_timeout.to_string());
+    }
+    if *ready_for != READY_FOR {
+        block.text("ready_for", &ready_for.to_string());
+    }
+    block.map("extra_hosts", extra_hosts, &mut tables);
+    block.texts("dns", dns.iter().map(IpAddr::to_string));
+    let mut limits = Vec::new();
+    if let Some(bytes) = resources.memory_bytes {
+        limits.push(format!("memory = {}", quoted(&size_text(bytes))));
+    }
+    if let Some(millis) = resources.cpu_millis {
+        limits.push(format!("cpus = {}", cpus_text(millis)));
+    }
+    if resources.pids != PIDS {
+        limits.push(format!("pids = {}", resources.pids));
+    }
+    if !limits.is_empty() {
+        block.set("resources", format!("{{ {} }}", limits.join(", ")));
+    }
+    if let Some(health) = health {
+        tables.push_str(&write_health(health));
+    }
+    format!("[[components]]\n{}{tables}", block.written(""))
+}
+
+fn write_network(
+    block: &mut Block,
+    service: &ServiceName,
+    component: &ComponentName,
+    network: &Network,
+) {
+    let attachments = match network {
+        Network::None => return block.text("network", "none"),
+        Network::Host => return block.text("network", "host"),
+        Network::Bridge => return block.text("network", "bridge"),
+        Network::User(attachments) => attachments,
+    };
+    let asked: BTreeMap<&String, Vec<&String>> = attachments
+        .iter()
+        .map(|(network, Attachment { aliases })| {
+            let implied = implied_aliases(network, service, component);
+            let asked = aliases
+                .iter()
+                .filter(|alias| !implied.contains(alias))
+                .collect();
+            (network, asked)
+        })
+        .collect();
+    if asked.values().all(Vec::is_empty) {
+        let names: Vec<&&String> = asked.keys().collect();
+        match names[..] {
+            [only] if only.as_str() == service.as_str() => {}
+            [only] => block.text("network", only),
+            _ => block.texts("networks", names.iter().map(ToString::to_string)),
+        }
+        return;
+    }
+    let entries: Vec<String> = asked
+        .iter()
+        .map(|(network, aliases)| {
+            if aliases.is_empty() {
+                return format!("{} = {{}}", key(network));
+            }
+            let aliases: Vec<String> = aliases.iter().map(|alias| quoted(alias)).collect();
+            format!(
+                "{} = {{ aliases = [{}] }}",
+                key(network),
+                aliases.join(", ")
+            )
+        })
+        .collect();
+    block.set("networks", format!("{{ {} }}", entries.join(", ")));
+}
+
+/// The ports of a set as definitions write them, runs joined into ranges.
+fn port_texts<'p>(ports: impl IntoIterator<Item = &'p Port>) -> Vec<String> {
+    let mut ports: Vec<&Port> = ports.into_iter().collect();
+    ports.sort_by_key(|port| (port.ip, port.protocol, port.host, port.container));
+    let mut runs: Vec<(&Port, u16)> = Vec::new();
+    for port in ports {
+        if let Some((first, last)) = runs.last_mut()
+            && (first.ip, first.protocol) == (port.ip, port.protocol)
+            && last.checked_add(1) == Some(port.host)
+            && i32::from(port.container) - i32::from(port.host)
+                == i32::from(first.container) - i32::from(first.host)
+        {
+            *last = port.host;
+        } else {
+            runs.push((port, port.host));
+        }
+    }
+    runs.into_iter()
+        .map(|(first, last)| {
+            let ip = match first.ip {
+                IpAddr::V4(ip) => ip.to_string(),
+                IpAddr::V6(ip) => format!("[{ip}]"),
+            };
+            let length = last - first.host;
+            let ports = if length == 0 {
+                format!("{}:{}", first.host, first.container)
+            } else {
+                format!(
+                    "{}-{last}:{}-{}",
+                    first.host,
+                    first.container,
+                    first.container + length
+                )
+            };
+            match first.protocol {
+                Protocol::Tcp => format!("{ip}:{ports}"),
+                Protocol::Udp => format!("{ip}:{ports}/udp"),
+            }
+        })
+        .collect()
+}
+
+fn volume_text(service: &ServiceName, target: &str, volume: &Volume) -> String {
+    let source = match &volume.source {
+        VolumeSource::Bind(path) => path.clone(),
+        VolumeSource::Named(name) => match name
+            .strip_prefix(service.as_str())
+            .and_then(|rest| rest.strip_prefix('_'))
+            .filter(|rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
+        {
+            Some(own) => own.to_owned(),
+            None => format!("volume:{name}"),
+        },
+    };
+    let access = if volume.read_only { ":ro" } else { "" };
+    format!("{source}:{target}{access}")
+}
+
+fn file_text(target: &str, file: &FileMount) -> String {
+    let mut text = format!("{{ from = {}, to = {}", quoted(&file.from), quoted(target));
+    if file.mode != FILE_MODE {
+        text.push_str(&format!(", mode = \"{:04o}\"", file.mode));
+    }
+    if let Some((uid, gid)) = file.owner {
+        text.push_str(&format!(", owner = \"{uid}:{gid}\""));
+    }
+    match &file.on_change {
+        OnChange::Recreate => {}
+        OnChange::Restart => text.push_str(", on_change = \"restart\""),
+        OnChange::Signal(signal) => {
+            let signal = quoted(&format!(
+                "signal:{}",
+                signal.strip_prefix("SIG").unwrap_or(signal)
+            ));
+            text.push_str(&format!(", on_change = {signal}"));
+        }
+        OnChange::None => text.push_str(", on_change = \"none\""),
+    }
+    text.push_str(" }");
+    text
+}
+
+fn write_health(health: &Health) -> String {
+    let mut block = Block::default();
+    match &health.probe {
+        Probe::Cmd(argv) => block.texts("cmd", argv.iter().cloned()),
+        Probe::Http { port, path } => block.text("http", &format!("http://:{port}{path}")),
+        Probe::Tcp(port) => block.set("tcp", port.to_string()),
+    }
+    if health.interval != INTERVAL {
+        block.text("interval", &health.interval.to_string());
+    }
+    if health.timeout != TIMEOUT {
+        block.text("timeout", &health.timeout.to_string());
+    }
+    if health.retries != RETRIES {
+        block.set("retries", health.retries.to_string());
+    }
+    if health.start_period != START_PERIOD {
+        block.text("start_period", &health.start_period.to_string());
+    }
+    format!("\n  [components.health]\n{}", block.written("  "))
+}
+
+/// Keys and values of one table, lined up when they are written.
+#[derive(Default)]
+struct Block(Vec<(&'static str, String)>);
+
+impl Block {
+    fn set(&mut self, key: &'static str, value: String) {
+        self.0.push((key, value));
+    }
+
+    fn text(&mut self, key: &'static str, text: &str) {
+        self.set(key, quoted(text));
+    }
+
+    fn some_text(&mut self, key: &'static str, text: Option<&str>) {
+        if let Some(text) = text {
+            self.text(key, text);
+        }
+    }
+
+    fn texts(&mut self, key: &'static str, items: impl IntoIterator<Item = String>) {
+        self.list(key, items.into_iter().map(|item| quoted(&item)));
+    }
+
+    /// A list of values that are TOML already; left out where it is empty.
+    fn list(&mut self, key: &'static str, items: impl IntoIterator<Item = String>) {
+        let items: Vec<String> = items.into_iter().collect();
+        if items.is_empty() {
+            return;
+        }
+        let one_line = format!("[{}]", items.join(", "));
+        if one_line.len() + key.len() + 3 <= WIDTH {
+            self.set(key, one_line);
+        } else {
+            self.set(key, format!("[\n    {},\n]", items.join(",\n    ")));
+        }
+    }
+
+    /// A table of the operator's own keys: within the line where it fits, else below in `tables`.
+    fn map(&mut self, key: &'static str, map: &BTreeMap<String, String>, tables: &mut String) {
+        if map.is_empty() {
+            return;
+        }
+        let entries: Vec<String> = map
+            .iter()
+            .map(|(name, value)| format!("{} = {}", self::key(name), quoted(value)))
+            .collect();
+        let one_line = format!("{{ {} }}", entries.join(", "));
+        if one_line.len() + key.len() + 3 <= WIDTH {
+            self.set(key, one_line);
+            return;
+        }
+        tables.push_str(&format!("\n  [components.{key}]\n"));
+        for entry in entries {
+            tables.push_str(&format!("  {entry}\n"));
+        }
+    }
+
+    fn written(&self, indent: &str) -> String {
+        let widest = self.0.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+        self.0
+            .iter()
+            .map(|(key, value)| format!("{indent}{key:widest$} = {value}\n"))
+            .collect()
+    }
+}
+
+fn key(name: &str) -> String {
+    let bare = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+    if bare { name.to_owned() } else { quoted(name) }
+}
+
+/// A TOML basic string.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            '\r' => quoted.push_str("\\r"),
+            c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
