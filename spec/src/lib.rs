@@ -14,3 +14,4 @@ pub mod observed;
 pub mod revision;
 pub mod signature;
 pub mod tree;
+pub mod policy;
