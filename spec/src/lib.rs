@@ -11,7 +11,7 @@ pub mod export;
 pub mod image;
 pub mod name;
 pub mod observed;
+pub mod policy;
 pub mod revision;
 pub mod signature;
 pub mod tree;
-pub mod policy;
