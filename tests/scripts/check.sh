@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# What CI holds every change to, short of running it: format, lints, documentation, dependencies, shell.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+step() { echo "==> $*" >&2; "$@"; }
+
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets --locked -- --deny warnings
+RUSTDOCFLAGS="--deny warnings" step cargo doc --workspace --no-deps --locked --quiet
+if ! cargo deny --version > /dev/null 2>&1; then
+    # Built once, into cargo's own bin directory.
+    step cargo install --quiet --locked cargo-deny
+fi
+# Advisories need a database from the network; a release checks them, a change does not.
+step cargo deny --log-level error --all-features check bans licenses sources
+for script in tests/*.sh tests/scripts/*.sh .ci/run; do
+    [ ! -e "$script" ] || step bash -n "$script"
+done
