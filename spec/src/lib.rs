@@ -13,5 +13,7 @@ pub mod name;
 pub mod observed;
 pub mod policy;
 pub mod revision;
+#[cfg(test)]
+mod samples;
 pub mod signature;
 pub mod tree;

@@ -7,9 +7,7 @@ use toml::de::DeValue;
 
 use super::FileLookup;
 use super::error::{DefinitionErrorKind as Kind, Errors, Place};
-use super::reader::{
-    Refusal, Schema, Table, insert_once, integer, missing, parse_text, string, wrong_type,
-};
+use super::reader::{Refusal, Schema, Table, insert_once, integer, parse_text, string, wrong_type};
 use super::{health, networks, ports, values, volumes};
 use crate::component::{
     ComponentSpec, Kind as ComponentKind, Network, Port, Pull, Resources, Restart,
@@ -152,13 +150,7 @@ pub(super) fn read(
     let name = match table.get("name") {
         Some(_) => table.parsed("name", values::component_name, errors),
         None => {
-            missing(
-                "name",
-                &COMPONENT,
-                table.place.clone(),
-                "write `name = \"web\"`",
-                errors,
-            );
+            table.missing("name", "write `name = \"web\"`", errors);
             None
         }
     };
@@ -168,10 +160,8 @@ pub(super) fn read(
     let image = match table.get("image") {
         Some(_) => table.parsed("image", values::image, errors),
         None => {
-            missing(
+            table.missing(
                 "image",
-                &COMPONENT,
-                table.place.clone(),
                 "write `image = \"registry.example.net/web:v1\"`",
                 errors,
             );

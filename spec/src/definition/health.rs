@@ -1,7 +1,7 @@
 //! `health`: what is asked, how often, and when it counts.
 
 use super::error::{DefinitionErrorKind as Kind, Errors};
-use super::reader::{Refusal, Schema, Table, missing};
+use super::reader::{Refusal, Schema, Table};
 use crate::component::{Health, Network, Probe};
 use crate::duration::Span;
 
@@ -71,10 +71,7 @@ fn read_probe(health: &Table<'_, '_>, network: &Network, errors: &mut Errors<'_>
         .collect();
     let [key] = asked[..] else {
         match asked.get(1) {
-            None => missing(
-                "cmd",
-                &HEALTH,
-                health.place.clone(),
+            None => health.missing("cmd",
                 "write one of `cmd = [\"/bin/check\"]`, `http = \"http://:8080/healthz\"`, `tcp = 8080`",
                 errors,
             ),

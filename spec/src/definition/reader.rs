@@ -50,6 +50,9 @@ pub(super) struct Schema {
 pub(super) struct Table<'t, 'i> {
     table: &'t DeTable<'i>,
     pub(super) place: Place,
+    what: &'static str,
+    /// The mends of the keys that were refused.
+    mends: Vec<String>,
 }
 
 /// A string with its place.
@@ -74,6 +77,7 @@ impl<'t, 'i> Table<'t, 'i> {
         schema: &Schema,
         errors: &mut Errors<'_>,
     ) -> Self {
+        let mut mends = Vec::new();
         for key in table.keys() {
             let name = key.get_ref().as_ref();
             if schema.keys.contains(&name) || name.starts_with("x-") {
@@ -99,10 +103,16 @@ impl<'t, 'i> Table<'t, 'i> {
                 Kind::UnknownKey,
                 key.span(),
                 format!("unknown key `{name}` in {}", schema.what),
-                hint,
+                &hint,
             );
+            mends.push(hint);
         }
-        Self { table, place }
+        Self {
+            table,
+            place,
+            what: schema.what,
+            mends,
+        }
     }
 
     /// The entry of a key, where the table has it.
@@ -124,6 +134,19 @@ impl<'t, 'i> Table<'t, 'i> {
     pub(super) fn place_of(&self, key: &str) -> Place {
         self.get(key)
             .map_or(self.place.clone(), |entry| entry.key_place)
+    }
+
+    /// Reports a required key that is absent, unless it is there misspelt, which was reported.
+    pub(super) fn missing(&self, key: &str, mend: impl AsRef<str>, errors: &mut Errors<'_>) {
+        let misspelt = format!("did you mean `{key}`?");
+        if !self.mends.contains(&misspelt) {
+            errors.push(
+                Kind::Missing,
+                self.place.clone(),
+                format!("{} needs `{key}`", self.what),
+                mend,
+            );
+        }
     }
 
     /// A string.
@@ -460,22 +483,6 @@ pub(super) fn wrong_type(
         value.span(),
         format!("{what} is {found}, and must be {expected}"),
         hint,
-    );
-}
-
-/// A required key, reported where it is absent.
-pub(super) fn missing(
-    key: &str,
-    schema: &Schema,
-    place: Place,
-    mend: &str,
-    errors: &mut Errors<'_>,
-) {
-    errors.push(
-        Kind::Missing,
-        place,
-        format!("{} needs `{key}`", schema.what),
-        mend,
     );
 }
 

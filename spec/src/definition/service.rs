@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::component::{self, ReadComponent};
 use super::error::{DefinitionErrorKind as Kind, Errors, Place};
-use super::reader::{Schema, Table, missing, wrong_type};
+use super::reader::{Schema, Table, wrong_type};
 use super::{DefinitionFile, FileLookup, values};
 use crate::component::{OnFailure, Reconcile, ServiceSpec};
 use crate::duration::Span;
@@ -188,13 +188,7 @@ fn read_name(
 ) -> (Option<ServiceName>, Place) {
     let stem = stem(path);
     let Some(entry) = table.get("name") else {
-        missing(
-            "name",
-            &SERVICE,
-            0..0,
-            &format!("write `name = \"{stem}\"`"),
-            errors,
-        );
+        table.missing("name", format!("write `name = \"{stem}\"`"), errors);
         return (None, 0..0);
     };
     let place = entry.value.span();
@@ -215,10 +209,8 @@ fn read_name(
 
 fn read_node(table: &Table<'_, '_>, errors: &mut Errors<'_>) -> Option<NodeName> {
     if table.get("node").is_none() {
-        missing(
+        table.missing(
             "node",
-            &SERVICE,
-            0..0,
             "write `node = \"NAME\"`, the node whose agent runs the service",
             errors,
         );
@@ -308,10 +300,8 @@ fn read_components(
 ) -> Vec<ReadComponent> {
     const FORM: &str = "start each component with a line `[[components]]`";
     let Some(entry) = service.get("components") else {
-        missing(
+        service.missing(
             "components",
-            &SERVICE,
-            0..0,
             "add a `[[components]]` with a `name` and an `image`",
             errors,
         );

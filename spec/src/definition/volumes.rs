@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use super::FileLookup;
 use super::error::{DefinitionErrorKind as Kind, Errors, Place};
-use super::reader::{Refusal, Schema, Table, Text, missing, parse_text, wrong_type};
+use super::reader::{Refusal, Schema, Table, Text, parse_text, wrong_type};
 use super::suggest;
 use super::values;
 use crate::component::{FileMount, OnChange, Tmpfs, Volume, VolumeSource};
@@ -310,13 +310,7 @@ fn read_files(
 
 fn required<'t>(table: &Table<'t, '_>, key: &str, errors: &mut Errors<'_>) -> Option<Text<'t>> {
     if table.get(key).is_none() {
-        missing(
-            key,
-            &FILE,
-            table.place.clone(),
-            "write `{ from = \"files/…\", to = \"/…\" }`",
-            errors,
-        );
+        table.missing(key, "write `{ from = \"files/…\", to = \"/…\" }`", errors);
     }
     table.string(key, errors)
 }

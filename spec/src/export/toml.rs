@@ -423,3 +423,105 @@ fn quoted(text: &str) -> String {
     quoted.push('"');
     quoted
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::definition::{DefinitionError, DefinitionFile, compile, parse_one};
+    use crate::samples;
+
+    fn read(text: &str) -> ServiceSpec {
+        let file = DefinitionFile {
+            path: "services/shop.toml",
+            bytes: text.as_bytes(),
+        };
+        let (spec, errors) = parse_one(file, &samples::lookup);
+        let shown: Vec<String> = errors.iter().map(DefinitionError::render).collect();
+        spec.unwrap_or_else(|| panic!("{}\n{text}", shown.join("\n")))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn what_is_written_compiles_to_the_same(spec in samples::service()) {
+            let text = to_toml(&spec);
+            prop_assert_eq!(&read(&text), &spec, "{}", text);
+            let file = DefinitionFile { path: "services/shop.toml", bytes: text.as_bytes() };
+            let set = compile(&[file], &samples::lookup).unwrap();
+            prop_assert_eq!(&set.services["shop"], &spec);
+            prop_assert_eq!(to_toml(&read(&text)), text);
+        }
+
+        #[test]
+        fn comments_and_white_space_never_change_a_digest(
+            spec in samples::service(),
+            noise in "[a-z #\"\\[\\]=]{0,10}",
+        ) {
+            // Before every line that is not within a list.
+            let text: String = to_toml(&spec)
+                .lines()
+                .map(|line| {
+                    if line.starts_with("    ") || line == "]" {
+                        format!("{line}\n")
+                    } else {
+                        format!("\n\t # {noise}\n   {line}  # {noise}\r\n")
+                    }
+                })
+                .collect();
+            prop_assert_eq!(read(&text), spec);
+        }
+
+        #[test]
+        fn the_order_of_keys_never_changes_a_digest(spec in samples::service(), seed in any::<u64>()) {
+            // The keys before the first `[` or blank line of each table, in another order.
+            let text = to_toml(&spec);
+            let mut shuffled = String::new();
+            for table in text.split("\n\n") {
+                let (header, keys) = match table.trim_start().strip_prefix('[') {
+                    Some(_) => table.split_once('\n').unwrap_or((table, "")),
+                    None => ("", table),
+                };
+                let mut entries: Vec<String> = Vec::new();
+                for line in keys.lines() {
+                    match entries.last_mut() {
+                        Some(last) if line.starts_with("    ") || line == "]" || line == "  ]" => {
+                            last.push('\n');
+                            last.push_str(line);
+                        }
+                        _ => entries.push(line.to_owned()),
+                    }
+                }
+                let length = entries.len().max(1);
+                entries.rotate_left((seed % length as u64) as usize);
+                shuffled.push_str(&format!("{header}\n{}\n\n", entries.join("\n")));
+            }
+            prop_assert_eq!(read(&shuffled), spec, "{}", shuffled);
+        }
+    }
+
+    #[test]
+    fn defaults_are_left_out_and_runs_of_ports_are_ranges() {
+        let text = "name = \"shop\"\nnode = \"rift\"\n[[components]]\nname = \"web\"\nimage = \"web:v1\"\n\
+                    ports = [\"8000-8002:80-82\", \"9000:90/udp\"]\nhealth = { tcp = 80, retries = 3 }\n\
+                    restart = \"unless-stopped\"\nvolumes = [\"data:/data:ro\"]\nresources = { cpus = 0.25 }\n";
+        assert_eq!(
+            to_toml(&read(text)),
+            r#"name = "shop"
+node = "rift"
+
+[[components]]
+name      = "web"
+image     = "docker.io/library/web:v1"
+ports     = ["127.0.0.1:8000-8002:80-82", "127.0.0.1:9000:90/udp"]
+volumes   = ["data:/data:ro"]
+resources = { cpus = 0.25 }
+
+  [components.health]
+  tcp = 80
+"#
+        );
+    }
+}
