@@ -11,6 +11,7 @@ pub mod export;
 pub mod image;
 pub mod name;
 pub mod observed;
+pub mod plan;
 pub mod policy;
 pub mod revision;
 #[cfg(test)]

@@ -1,0 +1,634 @@
+//! The decisions of a deploy, a rollback and the agent's own reconciliation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Action, ActionKind, After, Before, Blocked, Deployed, HoldChange, Obstacle, Plan, PlanInput,
+    Purpose, Reason, ServicePlan, Wanted, WantedService,
+};
+use crate::component::{OnChange, Restart};
+use crate::diff::{diff, file_changes_only};
+use crate::name::{ComponentKey, ComponentName, ServiceName, Target};
+use crate::observed::{ContainerState, DesiredState, LiveContainer, Observed};
+
+/// Plans what brings the targets to what is wanted.
+///
+/// Equal inputs give equal plans, and a plan applied to the model and planned again is a no-op.
+#[must_use]
+pub fn plan(input: &PlanInput<'_>) -> Plan {
+    let mut names: BTreeSet<&ServiceName> = BTreeSet::new();
+    match input.targets {
+        Some(targets) => names.extend(targets.iter().map(|target| &target.service)),
+        None => {
+            names.extend(input.wanted.keys());
+        }
+    }
+    let services = names
+        .into_iter()
+        .map(|name| plan_service(input, name))
+        .collect();
+    Plan::new(input.node, input.revision, input.policy_digest, services)
+}
+
+/// What the targets select of one service.
+struct Scope<'a> {
+    /// `None`: all of it.
+    components: Option<BTreeSet<&'a ComponentName>>,
+    /// Whether an operator named the service or a component of it.
+    named: bool,
+}
+
+impl<'a> Scope<'a> {
+    fn of(targets: Option<&'a [Target]>, service: &ServiceName) -> Self {
+        let Some(targets) = targets else {
+            return Self {
+                components: None,
+                named: false,
+            };
+        };
+        let mut components = BTreeSet::new();
+        for target in targets.iter().filter(|t| t.service == *service) {
+            match &target.component {
+                Some(component) => {
+                    components.insert(component);
+                }
+                None => {
+                    return Self {
+                        components: None,
+                        named: true,
+                    };
+                }
+            }
+        }
+        Self {
+            components: Some(components),
+            named: true,
+        }
+    }
+
+    fn covers(&self, component: &ComponentName) -> bool {
+        self.components
+            .as_ref()
+            .is_none_or(|components| components.contains(component))
+    }
+}
+
+fn plan_service(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
+    let mut scope = Scope::of(input.targets, name);
+    let Some(wanted) = input.wanted.get(name) else {
+        return undefined(input, name);
+    };
+    let mut actions = Vec::new();
+    let mut blocked = Vec::new();
+
+    if input.options.with_deps {
+        take_dependencies_along(input, name, wanted, &mut scope);
+    }
+    if let Some(components) = &scope.components {
+        for component in components {
+            let key = ComponentKey::new(name.clone(), (*component).clone());
+            if !wanted.components.contains_key(*component) && !input.deployed.contains_key(&key) {
+                blocked.push(Blocked {
+                    service: name.clone(),
+                    component: Some((*component).clone()),
+                    obstacle: Obstacle {
+                        reason: format!(
+                            "{name} has no component {component} at {}",
+                            input.revision.short()
+                        ),
+                        hint: format!(
+                            "its components are {}",
+                            wanted
+                                .components
+                                .keys()
+                                .map(ComponentName::as_str)
+                                .collect::<Vec<_>>()
+                                .join(", ")
+                        ),
+                    },
+                });
+            }
+        }
+    }
+    for (component, want) in &wanted.components {
+        if !scope.covers(component) {
+            continue;
+        }
+        let key = ComponentKey::new(name.clone(), component.clone());
+        let action = decide(input, &key, wanted, want, scope.named);
+        if action.kind.creates()
+            || matches!(
+                action.kind,
+                ActionKind::Start | ActionKind::Restart | ActionKind::Signal
+            )
+        {
+            for obstacle in obstacles(input, &key, &action) {
+                blocked.push(Blocked {
+                    service: name.clone(),
+                    component: Some(component.clone()),
+                    obstacle,
+                });
+            }
+        }
+        actions.push(action);
+    }
+    removals(input, name, wanted, &scope, &mut actions);
+    dependencies(input, name, wanted, &mut actions, &mut blocked);
+    actions.sort_by(|a, b| a.component.cmp(&b.component));
+    blocked.sort();
+    ServicePlan {
+        service: name.clone(),
+        revision: input.revision,
+        settings: wanted.settings,
+        actions,
+        blocked,
+    }
+}
+
+/// A service that the revision does not give to this node.
+fn undefined(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
+    let runs_here = input.deployed.keys().any(|key| key.service == *name);
+    let obstacle = if runs_here {
+        Obstacle {
+            reason: format!(
+                "{name} is orphaned: {} no longer gives it to {}",
+                input.revision.short(),
+                input.node
+            ),
+            hint: format!("remove it with: mcp purge {name}"),
+        }
+    } else {
+        Obstacle {
+            reason: format!(
+                "no service {name} on {} at {}",
+                input.node,
+                input.revision.short()
+            ),
+            hint: "list what the node knows with: mcp list".to_owned(),
+        }
+    };
+    ServicePlan {
+        service: name.clone(),
+        revision: input.revision,
+        settings: super::ServiceSettings::default(),
+        actions: Vec::new(),
+        blocked: vec![Blocked {
+            service: name.clone(),
+            component: None,
+            obstacle,
+        }],
+    }
+}
+
+fn take_dependencies_along<'a>(
+    input: &PlanInput<'a>,
+    name: &ServiceName,
+    wanted: &'a WantedService,
+    scope: &mut Scope<'a>,
+) {
+    let Some(components) = &mut scope.components else {
+        return;
+    };
+    let mut queue: Vec<&ComponentName> = components.iter().copied().collect();
+    while let Some(component) = queue.pop() {
+        let Some(want) = wanted.components.get(component) else {
+            continue;
+        };
+        for dependency in &want.spec.depends_on {
+            let key = ComponentKey::new(name.clone(), dependency.clone());
+            if !satisfied(input, &key) && components.insert(dependency) {
+                queue.push(dependency);
+            }
+        }
+    }
+}
+
+/// Whether a dependency that the plan does not touch is as its dependants need it.
+fn satisfied(input: &PlanInput<'_>, key: &ComponentKey) -> bool {
+    let Some(deployed) = input.deployed.get(key) else {
+        return false;
+    };
+    if deployed.spec.kind.is_job() {
+        return true;
+    }
+    match input.observed.get(key) {
+        Some(Observed::Present(live)) => live.state.is_running(),
+        _ => false,
+    }
+}
+
+/// What happens to one component that is wanted.
+fn decide(
+    input: &PlanInput<'_>,
+    key: &ComponentKey,
+    service: &WantedService,
+    want: &Wanted,
+    named: bool,
+) -> Action {
+    let deployed = input.deployed.get(key);
+    let digest = want.spec.digest();
+    let observed = input.observed.get(key);
+    let live = match observed {
+        Some(Observed::Present(live)) => Some(live.as_ref()),
+        _ => None,
+    };
+    let operator = input.purpose != Purpose::Auto;
+    let stop_stands = deployed.is_some_and(|d| d.stopped_by.is_some()) && !(operator && named);
+    let should_run = service.settings.active && !stop_stands;
+    let before = deployed.map(|deployed| before_of(deployed, live));
+    let mut action = Action {
+        component: key.component.clone(),
+        kind: ActionKind::None,
+        reason: Reason::UpToDate,
+        changes: deployed.map_or_else(Vec::new, |deployed| diff(&deployed.spec, &want.spec)),
+        before,
+        after: Some(After {
+            spec: want.spec.clone(),
+            spec_digest: digest,
+            revision: want.revision,
+            image: want.image.clone(),
+            running: should_run,
+        }),
+        files: Vec::new(),
+        clears_stop: operator && named && deployed.is_some_and(|d| d.stopped_by.is_some()),
+        hold: match input.purpose {
+            Purpose::Deploy if deployed.is_some_and(|d| d.held_at.is_some()) => HoldChange::Release,
+            Purpose::DeployRevision | Purpose::Rollback
+                if deployed.is_none_or(|d| d.held_at != Some(want.revision)) =>
+            {
+                HoldChange::Set
+            }
+            _ => HoldChange::Keep,
+        },
+        uncommitted: want.uncommitted,
+        warnings: Vec::new(),
+    };
+    let untouched = |mut action: Action, reason| {
+        // The revision and the spec stay what they were: nothing was deployed.
+        action.kind = ActionKind::None;
+        action.reason = reason;
+        action.after = None;
+        action.hold = HoldChange::Keep;
+        action.clears_stop = false;
+        action
+    };
+
+    if let Some(deployed) = deployed {
+        if deployed.desired == DesiredState::Ignore {
+            return untouched(action, Reason::UpToDate);
+        }
+        if input.purpose == Purpose::Auto {
+            if let Some(held) = deployed.held_at {
+                return untouched(action, Reason::Held(held));
+            }
+        }
+        if let (true, Some(who)) = (stop_stands, &deployed.stopped_by) {
+            return untouched(action, Reason::StoppedBy(who.clone()));
+        }
+    }
+    if input.purpose == Purpose::Auto {
+        let quarantined = input.quarantined.contains(&(key.clone(), digest));
+        if quarantined && deployed.is_none_or(|d| d.spec_digest != digest) {
+            return untouched(action, Reason::Quarantined);
+        }
+    }
+    let is_job = want.spec.kind.is_job();
+    if is_job && input.purpose == Purpose::Rollback && !input.options.jobs {
+        return untouched(action, Reason::JobNotRun);
+    }
+    if is_job && input.purpose == Purpose::Auto {
+        return untouched(action, Reason::JobNotRun);
+    }
+    if !service.settings.active {
+        return inactive(action, deployed, live);
+    }
+    let Some(deployed) = deployed else {
+        action.kind = ActionKind::Create;
+        action.reason = Reason::New;
+        return action;
+    };
+    if input.options.force {
+        action.kind = replace_or_create(live);
+        action.reason = Reason::Forced;
+        return action;
+    }
+    if deployed.spec_digest != digest {
+        return changed(action, deployed, want, live);
+    }
+    if is_job {
+        return action;
+    }
+    if let Some(image) = input.moved_images.get(key) {
+        if *image != deployed.image {
+            action.kind = replace_or_create(live);
+            action.reason = Reason::ImageMoved;
+            if let Some(after) = &mut action.after {
+                after.image = Some(image.clone());
+            }
+            return action;
+        }
+    }
+    if let Some(after) = &mut action.after {
+        after.image = Some(deployed.image.clone());
+    }
+    match observed {
+        Some(Observed::Absent) => {
+            action.kind = ActionKind::Create;
+            action.reason = Reason::ContainerMissing;
+        }
+        Some(Observed::Present(live)) => {
+            let drifted = drifted_fields(deployed, live);
+            if !drifted.is_empty() {
+                action.kind = ActionKind::Replace;
+                action.reason = Reason::Drifted(drifted);
+            } else if !live.state.is_running() {
+                not_running(&mut action, deployed, live);
+            }
+        }
+        Some(Observed::Unknown { .. }) | None => {}
+    }
+    action
+}
+
+/// Whether the end of a container is one that its restart policy takes for good.
+#[must_use]
+pub(super) fn has_finished(restart: Restart, state: &ContainerState) -> bool {
+    let ContainerState::Exited { code, .. } = state else {
+        return false;
+    };
+    match restart {
+        Restart::No => true,
+        Restart::OnFailure { .. } => *code == 0,
+        Restart::Always | Restart::UnlessStopped => false,
+    }
+}
+
+fn not_running(action: &mut Action, deployed: &Deployed, live: &LiveContainer) {
+    if let Some(who) = &deployed.stopped_by {
+        action.kind = ActionKind::Start;
+        action.reason = Reason::StoppedBy(who.clone());
+        return;
+    }
+    if deployed.desired == DesiredState::Running && has_finished(deployed.spec.restart, &live.state)
+    {
+        action.reason = Reason::Finished;
+        return;
+    }
+    action.kind = ActionKind::Start;
+    action.reason = Reason::NotRunning(match live.state {
+        ContainerState::Exited { code, .. } => Some(code),
+        _ => None,
+    });
+}
+
+fn inactive(
+    mut action: Action,
+    deployed: Option<&Deployed>,
+    live: Option<&LiveContainer>,
+) -> Action {
+    action.reason = Reason::Inactive;
+    let running = live.is_some_and(|live| live.state.is_running());
+    match deployed {
+        None => {
+            action.kind = ActionKind::None;
+            action.after = None;
+            action.hold = HoldChange::Keep;
+        }
+        Some(deployed) => {
+            if running {
+                action.kind = ActionKind::Stop;
+            }
+            // The container keeps its spec; the new one waits for the service to be active again.
+            if let Some(after) = &mut action.after {
+                after.spec = deployed.spec.clone();
+                after.spec_digest = deployed.spec_digest;
+                after.image = Some(deployed.image.clone());
+                after.running = false;
+                if deployed.spec_digest != after.spec.digest() || !action.changes.is_empty() {
+                    after.revision = deployed.revision;
+                }
+            }
+            action.changes.clear();
+        }
+    }
+    action
+}
+
+fn replace_or_create(live: Option<&LiveContainer>) -> ActionKind {
+    if live.is_some() {
+        ActionKind::Replace
+    } else {
+        ActionKind::Create
+    }
+}
+
+fn changed(
+    mut action: Action,
+    deployed: &Deployed,
+    want: &Wanted,
+    live: Option<&LiveContainer>,
+) -> Action {
+    let fields = action
+        .changes
+        .iter()
+        .map(|change| change.field.clone())
+        .collect();
+    action.reason = Reason::Changed(fields);
+    let in_place = live
+        .filter(|live| live.state.is_running() && drifted_fields(deployed, live).is_empty())
+        .and_then(|_| file_changes_only(&deployed.spec, &want.spec));
+    let Some(files) = in_place else {
+        action.kind = replace_or_create(live);
+        return action;
+    };
+    action.kind = files
+        .iter()
+        .map(|(_, on_change)| match on_change {
+            OnChange::Recreate => ActionKind::Replace,
+            OnChange::Restart => ActionKind::Restart,
+            OnChange::Signal(_) => ActionKind::Signal,
+            OnChange::None => ActionKind::None,
+        })
+        .min_by_key(|kind| match kind {
+            ActionKind::Replace => 0,
+            ActionKind::Restart => 1,
+            ActionKind::Signal => 2,
+            _ => 3,
+        })
+        .unwrap_or(ActionKind::Replace);
+    if action.kind != ActionKind::Replace {
+        if let Some(after) = &mut action.after {
+            after.image = Some(deployed.image.clone());
+        }
+        action.files = files;
+    }
+    action
+}
+
+/// The fields in which a container differs from its baseline. A list, which has no fields, says
+/// nothing.
+#[must_use]
+pub fn drifted_fields(deployed: &Deployed, live: &LiveContainer) -> Vec<String> {
+    if live.fields.is_empty() || deployed.baseline.is_empty() {
+        return Vec::new();
+    }
+    let names: BTreeSet<&String> = deployed.baseline.keys().chain(live.fields.keys()).collect();
+    names
+        .into_iter()
+        .filter(|name| deployed.baseline.get(*name) != live.fields.get(*name))
+        .cloned()
+        .collect()
+}
+
+fn before_of(deployed: &Deployed, live: Option<&LiveContainer>) -> Before {
+    Before {
+        spec_digest: deployed.spec_digest,
+        revision: deployed.revision,
+        container: deployed.container.clone(),
+        generation: deployed.generation,
+        image: deployed.image.clone(),
+        present: live.is_some(),
+        running: live.is_some_and(|live| live.state.is_running()),
+        stop_timeout: deployed.spec.stop_timeout,
+    }
+}
+
+/// What stands in the way of one action.
+fn obstacles(input: &PlanInput<'_>, key: &ComponentKey, action: &Action) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    if input.deployed.contains_key(key) {
+        match input.observed.get(key) {
+            Some(Observed::Unknown { reason }) => found.push(unknown(key, reason)),
+            None => found.push(unknown(key, "it was not asked")),
+            _ => {}
+        }
+    }
+    if action.kind.creates() {
+        let name = key.container_name();
+        if let Some(id) = input.foreign_names.get(&name) {
+            found.push(Obstacle {
+                reason: format!(
+                    "the name {name} is taken by container {}, which is not managed",
+                    id.short()
+                ),
+                hint: format!("rename or remove that container, or take it over with: mcp adopt {name} --as {key}"),
+            });
+        }
+        if let Some(forbidden) = input.forbidden.get(key) {
+            found.extend(forbidden.iter().cloned());
+        }
+    }
+    found
+}
+
+fn unknown(key: &ComponentKey, reason: &str) -> Obstacle {
+    Obstacle {
+        reason: format!("the state of {key} is unknown: {reason}"),
+        hint: "bring the engine back, then deploy again".to_owned(),
+    }
+}
+
+/// Components that were deployed and that the revision no longer defines.
+fn removals(
+    input: &PlanInput<'_>,
+    name: &ServiceName,
+    wanted: &WantedService,
+    scope: &Scope<'_>,
+    actions: &mut Vec<Action>,
+) {
+    if matches!(input.purpose, Purpose::Rollback) {
+        return;
+    }
+    for (key, deployed) in input.deployed {
+        if key.service != *name || wanted.components.contains_key(&key.component) {
+            continue;
+        }
+        if !scope.covers(&key.component) {
+            continue;
+        }
+        let live = match input.observed.get(key) {
+            Some(Observed::Present(live)) => Some(live.as_ref()),
+            _ => None,
+        };
+        let mut action = Action {
+            component: key.component.clone(),
+            kind: ActionKind::Remove,
+            reason: Reason::NoLongerDefined,
+            changes: Vec::new(),
+            before: Some(before_of(deployed, live)),
+            after: None,
+            files: Vec::new(),
+            clears_stop: false,
+            hold: HoldChange::Keep,
+            uncommitted: false,
+            warnings: Vec::new(),
+        };
+        if let Some(held) = deployed.held_at {
+            action.kind = ActionKind::None;
+            action.reason = Reason::Held(held);
+        } else if deployed.desired == DesiredState::Ignore || input.purpose == Purpose::Auto {
+            action.kind = ActionKind::None;
+        }
+        actions.push(action);
+    }
+}
+
+/// Dependencies that the plan leaves alone: an absent one blocks, an older one gives a warning.
+fn dependencies(
+    input: &PlanInput<'_>,
+    name: &ServiceName,
+    wanted: &WantedService,
+    actions: &mut [Action],
+    blocked: &mut Vec<Blocked>,
+) {
+    let brought_up: BTreeSet<ComponentName> = actions
+        .iter()
+        .filter(|action| {
+            action.kind.creates()
+                || matches!(
+                    action.kind,
+                    ActionKind::Start | ActionKind::Restart | ActionKind::Signal
+                )
+        })
+        .map(|action| action.component.clone())
+        .collect();
+    let mut older = BTreeMap::new();
+    for action in actions.iter() {
+        let brings_up = brought_up.contains(&action.component);
+        let (true, Some(want)) = (brings_up, wanted.components.get(&action.component)) else {
+            continue;
+        };
+        for dependency in &want.spec.depends_on {
+            let key = ComponentKey::new(name.clone(), dependency.clone());
+            if brought_up.contains(dependency) {
+                continue;
+            }
+            if !satisfied(input, &key) {
+                blocked.push(Blocked {
+                    service: name.clone(),
+                    component: Some(action.component.clone()),
+                    obstacle: Obstacle {
+                        reason: format!("it depends on {key}, which does not run"),
+                        hint: format!("deploy {key} too, or add --with-deps"),
+                    },
+                });
+                continue;
+            }
+            let is_older = match (input.deployed.get(&key), wanted.components.get(dependency)) {
+                (Some(deployed), Some(want)) => deployed.spec_digest != want.spec.digest(),
+                _ => false,
+            };
+            if is_older {
+                older
+                    .entry(action.component.clone())
+                    .or_insert_with(Vec::new)
+                    .push(format!("{key} runs at an older spec"));
+            }
+        }
+    }
+    for action in actions {
+        if let Some(warnings) = older.remove(&action.component) {
+            action.warnings.extend(warnings);
+        }
+    }
+}
