@@ -1,3 +1,5 @@
 //! The MCP agent: verifies revisions, plans and deploys them, and watches what runs.
 
+pub mod auth;
+pub mod config;
 pub mod runtime;

@@ -1,0 +1,198 @@
+//! Who calls, and what they may: roles, identities, tokens, and the table of methods.
+//!
+//! [`token`] verifies tokens offline, [`issuer`] makes the agent's own, [`methods`] says which role a
+//! method takes. The layer that holds every call to them is `rpc`'s.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use mcp_spec::name::ServiceName;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+pub mod issuer;
+pub mod methods;
+pub mod refusals;
+pub mod token;
+
+/// What a caller may do; each role may what those before it may.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Looks at everything.
+    Viewer,
+    /// Changes what runs.
+    Operator,
+    /// Removes data, forces, changes trust.
+    Admin,
+}
+
+impl Role {
+    /// The word in tokens, configuration and output.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The role of that word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Viewer, Self::Operator, Self::Admin]
+            .into_iter()
+            .find(|role| role.as_str() == word)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A caller whose token was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The token's `sub`.
+    pub subject: String,
+    /// The highest role that its token gives here.
+    pub role: Role,
+    /// The services that the token is narrowed to; `None` for all.
+    pub services: Option<BTreeSet<ServiceName>>,
+    /// The token's `iss`.
+    pub issuer: String,
+}
+
+/// Why a verified caller may not do what it asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ForbiddenError {
+    /// The role is too low.
+    #[error("{subject} is {role}, and this takes {required}")]
+    Role {
+        /// The caller.
+        subject: String,
+        /// Its role.
+        role: Role,
+        /// The least role that may.
+        required: Role,
+    },
+    /// The token is narrowed to other services.
+    #[error("the token of {subject} does not cover service {service}")]
+    Service {
+        /// The caller.
+        subject: String,
+        /// The service that was asked for.
+        service: ServiceName,
+    },
+    /// The token is narrowed to some services, and the call is about all of them.
+    #[error("the token of {subject} covers some services only, and this is about all of them")]
+    Narrowed {
+        /// The caller.
+        subject: String,
+    },
+}
+
+impl Identity {
+    /// Holds the caller to a role, where the method's own is not enough (`force`, volumes).
+    ///
+    /// # Errors
+    ///
+    /// [`ForbiddenError::Role`] where the caller's role is lower.
+    pub fn require(&self, required: Role) -> Result<(), ForbiddenError> {
+        if self.role >= required {
+            return Ok(());
+        }
+        Err(ForbiddenError::Role {
+            subject: self.subject.clone(),
+            role: self.role,
+            required,
+        })
+    }
+
+    /// Whether the token covers a service: what a list leaves out where it does not.
+    #[must_use]
+    pub fn covers(&self, service: &ServiceName) -> bool {
+        self.services
+            .as_ref()
+            .is_none_or(|services| services.contains(service))
+    }
+
+    /// Holds the caller to the services of its token.
+    ///
+    /// # Errors
+    ///
+    /// [`ForbiddenError::Service`] where the token is narrowed to others.
+    pub fn require_service(&self, service: &ServiceName) -> Result<(), ForbiddenError> {
+        if self.covers(service) {
+            return Ok(());
+        }
+        Err(ForbiddenError::Service {
+            subject: self.subject.clone(),
+            service: service.clone(),
+        })
+    }
+
+    /// Holds the caller to a token for every service, where a call is about the whole node.
+    ///
+    /// # Errors
+    ///
+    /// [`ForbiddenError::Narrowed`] where the token is narrowed.
+    pub fn require_all_services(&self) -> Result<(), ForbiddenError> {
+        if self.services.is_none() {
+            return Ok(());
+        }
+        Err(ForbiddenError::Narrowed {
+            subject: self.subject.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(role: Role, services: Option<&[&str]>) -> Identity {
+        Identity {
+            subject: "alice".to_owned(),
+            role,
+            services: services.map(|names| names.iter().map(|n| n.parse().unwrap()).collect()),
+            issuer: "mcp-agent:rift".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_role_may_what_lower_ones_may() {
+        assert!(identity(Role::Admin, None).require(Role::Viewer).is_ok());
+        assert_eq!(
+            identity(Role::Viewer, None)
+                .require(Role::Operator)
+                .unwrap_err()
+                .to_string(),
+            "alice is viewer, and this takes operator"
+        );
+    }
+
+    #[test]
+    fn a_narrowed_token_covers_its_services_alone() {
+        let narrowed = identity(Role::Operator, Some(&["shop"]));
+        assert!(narrowed.require_service(&"shop".parse().unwrap()).is_ok());
+        assert!(narrowed.require_service(&"wiki".parse().unwrap()).is_err());
+        assert!(narrowed.require_all_services().is_err());
+        assert!(identity(Role::Viewer, None).require_all_services().is_ok());
+    }
+}

@@ -1,0 +1,471 @@
+//! The shape of `agent.toml`, and its checks.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use mcp_spec::duration::Span;
+use mcp_spec::name::NodeName;
+use mcp_spec::policy::{Policy, PortRange};
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    AlertConfig, AuthConfig, Config, ConfigError, DEFAULT_DATA_DIR, DEFAULT_LISTEN,
+    DEFAULT_MAX_AGE_HOURS, DEFAULT_SERVICES_DIR, Engine, ExternalIssuer, RuntimeConfig,
+    SourceConfig, TlsConfig, TrustConfig, WatchConfig,
+};
+use crate::auth::Role;
+
+/// Most components that are worked on side by side.
+const MAX_CONCURRENCY: usize = 64;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    node: NodeName,
+    data_dir: Option<PathBuf>,
+    services_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    tls: Option<Tls>,
+    auth: Option<Auth>,
+    trust: Option<Trust>,
+    runtime: Option<Runtime>,
+    source: Option<Source>,
+    watch: Option<WatchConfig>,
+    alert: Option<Alert>,
+    policy: Option<PolicyTable>,
+    metrics: Option<Metrics>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tls {
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Auth {
+    issuer: Option<String>,
+    audience: Option<String>,
+    jwks: Option<String>,
+    validate_url: Option<String>,
+    max_age: Option<Span>,
+    roles: Option<BTreeMap<String, Role>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Trust {
+    owners: Option<PathBuf>,
+    denied_keys: Option<PathBuf>,
+    introduction: Option<String>,
+    signed_requests: Option<SignedRequests>,
+}
+
+#[derive(Deserialize, PartialEq, Eq, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum SignedRequests {
+    Required,
+    Optional,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Runtime {
+    engine: Option<Engine>,
+    socket: Option<String>,
+    concurrency: Option<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    url: String,
+    branch: Option<String>,
+    poll: Option<Span>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Alert {
+    command: Vec<String>,
+    timeout: Option<Span>,
+    cooldown: Option<Span>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct PolicyTable {
+    host_paths: Option<Vec<String>>,
+    privileged: Option<bool>,
+    host_network: Option<bool>,
+    bridge_network: Option<bool>,
+    devices: Option<Vec<String>>,
+    registries: Option<Vec<String>>,
+    ports: Option<Vec<PortRange>>,
+    capabilities: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Metrics {
+    listen: SocketAddr,
+}
+
+/// The text with its place, for errors that name the line.
+struct Text<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
+
+impl Text<'_> {
+    fn line(&self, span: Range<usize>) -> usize {
+        let end = span.start.min(self.text.len());
+        1 + self.text.as_bytes()[..end]
+            .iter()
+            .filter(|b| **b == b'\n')
+            .count()
+    }
+
+    /// The line of a key, or of the nearest table around it that is there.
+    fn line_of(&self, path: &[&str]) -> Option<usize> {
+        let root = DeTable::parse(self.text).ok()?;
+        let mut found = None;
+        let mut table = root.get_ref();
+        for name in path {
+            let Some((key, value)) = table.iter().find(|(key, _)| key.get_ref() == name) else {
+                break;
+            };
+            found = Some(self.line(key.span()));
+            match value.get_ref() {
+                DeValue::Table(inner) => table = inner,
+                _ => break,
+            }
+        }
+        found
+    }
+
+    fn refuse(&self, path: &[&str], message: String, hint: &str) -> ConfigError {
+        ConfigError::Invalid {
+            file: self.file.to_owned(),
+            line: self.line_of(path),
+            message: format!("{}: {message}", path.join(".")),
+            hint: hint.to_owned(),
+        }
+    }
+
+    fn path(&self, path: &Path) -> PathBuf {
+        let folder = self.file.parent().unwrap_or(Path::new("/"));
+        folder.join(path).components().collect()
+    }
+
+    fn positive(&self, path: &[&str], span: Span) -> Result<Span, ConfigError> {
+        if span.as_millis() == 0 {
+            return Err(self.refuse(path, "0 is no time".to_owned(), "write a time, as in 30s"));
+        }
+        Ok(span)
+    }
+}
+
+pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
+    let at = Text { file, text };
+    let raw: File = toml::from_str(text).map_err(|error| ConfigError::Invalid {
+        file: file.to_owned(),
+        line: error.span().map(|span| at.line(span)),
+        message: error.message().replace('\n', "; "),
+        hint: "the keys of agent.toml are explained in the file that mcp-agent init writes"
+            .to_owned(),
+    })?;
+    let data_dir = at.path(
+        raw.data_dir
+            .as_deref()
+            .unwrap_or(Path::new(DEFAULT_DATA_DIR)),
+    );
+    let services_dir = at.path(
+        raw.services_dir
+            .as_deref()
+            .unwrap_or(Path::new(DEFAULT_SERVICES_DIR)),
+    );
+    for (key, path) in [("data_dir", &data_dir), ("services_dir", &services_dir)] {
+        if path.to_str().is_none() || path.parent().is_none() {
+            return Err(at.refuse(
+                &[key],
+                format!("`{}` cannot be used", path.display()),
+                "write a folder below the root, in UTF-8",
+            ));
+        }
+    }
+    let listen = match raw.listen {
+        Some(listen) => listen,
+        None => DEFAULT_LISTEN.parse().expect("the default is an address"),
+    };
+    let tls = match raw.tls {
+        Some(tls) => TlsConfig {
+            cert: at.path(&tls.cert),
+            key: at.path(&tls.key),
+        },
+        None => TlsConfig {
+            cert: data_dir.join("tls/cert.pem"),
+            key: data_dir.join("tls/key.pem"),
+        },
+    };
+    let runtime = runtime(&at, raw.runtime.unwrap_or_default())?;
+    let mut policy = policy(&at, raw.policy.unwrap_or_default(), &services_dir)?;
+    policy.protected = vec![
+        runtime.socket.display().to_string(),
+        file.display().to_string(),
+    ];
+    Ok(Config {
+        file: file.to_owned(),
+        auth: auth(&at, raw.auth.unwrap_or_default())?,
+        trust: trust(&at, raw.trust.unwrap_or_default(), &data_dir)?,
+        source: raw
+            .source
+            .map(|source| self::source(&at, source))
+            .transpose()?,
+        watch: watch(&at, raw.watch.unwrap_or_default())?,
+        alert: raw.alert.map(|alert| self::alert(&at, alert)).transpose()?,
+        metrics: raw.metrics.map(|metrics| metrics.listen),
+        node: raw.node,
+        data_dir,
+        services_dir,
+        listen,
+        tls,
+        runtime,
+        policy,
+    })
+}
+
+fn auth(at: &Text<'_>, raw: Auth) -> Result<AuthConfig, ConfigError> {
+    if raw.validate_url.is_some() {
+        return Err(at.refuse(
+            &["auth", "validate_url"],
+            "online validation is not part of this release".to_owned(),
+            "leave it out: tokens are verified with the issuer's public key in `jwks`",
+        ));
+    }
+    let external = match (raw.issuer, raw.jwks) {
+        (None, None) => {
+            if raw.roles.is_some() {
+                return Err(at.refuse(
+                    &["auth", "roles"],
+                    "it maps the roles of an external issuer, and there is none".to_owned(),
+                    "add issuer and jwks under [auth], or leave [auth.roles] out",
+                ));
+            }
+            None
+        }
+        (Some(issuer), Some(jwks)) => {
+            if jwks.contains("://") {
+                return Err(at.refuse(
+                    &["auth", "jwks"],
+                    format!("`{jwks}` is a URL, and only files are read in this release"),
+                    "download the issuer's public key into a file and name that",
+                ));
+            }
+            if issuer.is_empty() || issuer.len() > 1024 {
+                return Err(at.refuse(
+                    &["auth", "issuer"],
+                    "it must have 1 to 1024 characters".to_owned(),
+                    "write the `iss` of the issuer's tokens",
+                ));
+            }
+            Some(ExternalIssuer {
+                issuer,
+                jwks: at.path(Path::new(&jwks)),
+                roles: raw.roles.unwrap_or_default(),
+            })
+        }
+        (Some(_), None) => {
+            return Err(at.refuse(
+                &["auth", "issuer"],
+                "an issuer needs its public key".to_owned(),
+                "add jwks = \"FILE\" under [auth]",
+            ));
+        }
+        (None, Some(_)) => {
+            return Err(at.refuse(
+                &["auth", "jwks"],
+                "a public key needs its issuer".to_owned(),
+                "add issuer = \"…\" (the `iss` of its tokens) under [auth]",
+            ));
+        }
+    };
+    Ok(AuthConfig {
+        external,
+        audience: raw.audience.unwrap_or_else(|| "mcp".to_owned()),
+        max_age: at.positive(
+            &["auth", "max_age"],
+            raw.max_age
+                .unwrap_or(Span::from_secs(DEFAULT_MAX_AGE_HOURS * 3600)),
+        )?,
+    })
+}
+
+fn trust(at: &Text<'_>, raw: Trust, data_dir: &Path) -> Result<TrustConfig, ConfigError> {
+    if raw.signed_requests == Some(SignedRequests::Required) {
+        return Err(at.refuse(
+            &["trust", "signed_requests"],
+            "this release cannot check signed requests, and does not pretend to".to_owned(),
+            "write signed_requests = \"optional\"",
+        ));
+    }
+    if let Some(commit) = &raw.introduction
+        && !(commit.len() == 40
+            && commit
+                .bytes()
+                .all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f')))
+    {
+        return Err(at.refuse(
+            &["trust", "introduction"],
+            format!("`{commit}` is not a commit"),
+            "write all 40 hexadecimal digits, as `git rev-parse` prints them",
+        ));
+    }
+    Ok(TrustConfig {
+        owners: at.path(&raw.owners.unwrap_or_else(|| data_dir.join("owners.pub"))),
+        denied_keys: at.path(
+            &raw.denied_keys
+                .unwrap_or_else(|| data_dir.join("denied_keys")),
+        ),
+        introduction: raw.introduction,
+    })
+}
+
+fn runtime(at: &Text<'_>, raw: Runtime) -> Result<RuntimeConfig, ConfigError> {
+    let engine = raw.engine.unwrap_or(Engine::Podman);
+    let socket = raw.socket.unwrap_or_else(|| match engine {
+        Engine::Podman => "unix:///run/podman/podman.sock".to_owned(),
+        Engine::Docker => "unix:///var/run/docker.sock".to_owned(),
+    });
+    let path = socket_path(&socket).ok_or_else(|| {
+        at.refuse(
+            &["runtime", "socket"],
+            format!("`{socket}` is no Unix socket"),
+            "write unix:///PATH",
+        )
+    })?;
+    let concurrency = raw.concurrency.unwrap_or(4);
+    if !(1..=MAX_CONCURRENCY).contains(&concurrency) {
+        return Err(at.refuse(
+            &["runtime", "concurrency"],
+            format!("{concurrency} is out of range"),
+            "write a number from 1 to 64",
+        ));
+    }
+    Ok(RuntimeConfig {
+        engine,
+        socket: path,
+        concurrency,
+    })
+}
+
+/// The absolute path in `unix:///PATH`, or the path itself.
+pub(crate) fn socket_path(url: &str) -> Option<PathBuf> {
+    let path = Path::new(url.strip_prefix("unix://").unwrap_or(url));
+    (path.is_absolute() && path.file_name().is_some()).then(|| path.to_owned())
+}
+
+fn source(at: &Text<'_>, raw: Source) -> Result<SourceConfig, ConfigError> {
+    let local = raw.url.starts_with("file:///") || raw.url.starts_with('/');
+    if !local {
+        return Err(at.refuse(
+            &["source", "url"],
+            format!("`{}` is no path on this machine", raw.url),
+            "write an absolute path or file:///PATH; other transports come in a later release",
+        ));
+    }
+    let branch = raw.branch.unwrap_or_else(|| "main".to_owned());
+    if branch.is_empty() || branch.len() > 255 || branch.starts_with(['-', '/']) {
+        return Err(at.refuse(
+            &["source", "branch"],
+            format!("`{branch}` is no branch"),
+            "write its name, as in main",
+        ));
+    }
+    Ok(SourceConfig {
+        url: raw.url,
+        branch,
+        poll: at.positive(&["source", "poll"], raw.poll.unwrap_or(Span::from_secs(60)))?,
+    })
+}
+
+fn watch(at: &Text<'_>, watch: WatchConfig) -> Result<WatchConfig, ConfigError> {
+    at.positive(&["watch", "resync"], watch.resync)?;
+    at.positive(&["watch", "flap_window"], watch.flap_window)?;
+    at.positive(&["watch", "event_retention"], watch.event_retention)?;
+    if watch.flap_threshold == 0 {
+        return Err(at.refuse(
+            &["watch", "flap_threshold"],
+            "0 would call everything flapping".to_owned(),
+            "write 2 or more",
+        ));
+    }
+    Ok(watch)
+}
+
+fn alert(at: &Text<'_>, raw: Alert) -> Result<AlertConfig, ConfigError> {
+    if !raw
+        .command
+        .first()
+        .is_some_and(|program| Path::new(program).is_absolute())
+    {
+        return Err(at.refuse(
+            &["alert", "command"],
+            "it must start with the absolute path of a program".to_owned(),
+            "write command = [\"/usr/local/bin/notify\"]; no shell is involved",
+        ));
+    }
+    Ok(AlertConfig {
+        command: raw.command,
+        timeout: at.positive(
+            &["alert", "timeout"],
+            raw.timeout.unwrap_or(Span::from_secs(30)),
+        )?,
+        cooldown: raw.cooldown.unwrap_or(Span::from_secs(600)),
+    })
+}
+
+fn policy(at: &Text<'_>, raw: PolicyTable, services_dir: &Path) -> Result<Policy, ConfigError> {
+    let default = Policy::default_for(&services_dir.display().to_string());
+    let policy = Policy {
+        host_paths: raw.host_paths.unwrap_or(default.host_paths),
+        privileged: raw.privileged.unwrap_or(default.privileged),
+        host_network: raw.host_network.unwrap_or(default.host_network),
+        bridge_network: raw.bridge_network.unwrap_or(default.bridge_network),
+        devices: raw.devices.unwrap_or(default.devices),
+        registries: raw.registries.unwrap_or(default.registries),
+        ports: raw.ports.unwrap_or(default.ports),
+        capabilities: raw.capabilities.unwrap_or(default.capabilities),
+        protected: default.protected,
+    };
+    if let Some(path) = policy.host_paths.iter().find(|path| {
+        !path.starts_with('/') || path.split('/').any(|part| matches!(part, "." | ".."))
+    }) {
+        return Err(at.refuse(
+            &["policy", "host_paths"],
+            format!("`{path}` is not a plain absolute path"),
+            "write it from the root; {service} stands for the service's name",
+        ));
+    }
+    for registry in &policy.registries {
+        // A registry is what stands before an image's name, so an image proves it.
+        let image = format!("{registry}/image");
+        if mcp_spec::image::ImageRef::from_str(&image)
+            .map(|image| image.registry() != registry)
+            .unwrap_or(true)
+        {
+            return Err(at.refuse(
+                &["policy", "registries"],
+                format!("`{registry}` is no registry"),
+                "write HOST or HOST:PORT, without a scheme; docker.io is Docker Hub",
+            ));
+        }
+    }
+    Ok(policy)
+}

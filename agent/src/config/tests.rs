@@ -1,0 +1,149 @@
+//! What a configuration may say, by example.
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(Path::new("/etc/mcp/agent.toml"), text)
+}
+
+fn refusal(text: &str) -> String {
+    let error = parse(text).unwrap_err();
+    assert!(!error.hint().is_empty());
+    error.to_string()
+}
+
+#[test]
+fn one_name_is_a_whole_configuration() {
+    let config = parse("node = \"rift\"").unwrap();
+    assert_eq!(config.data_dir, Path::new("/srv/mcp"));
+    assert_eq!(config.listen.to_string(), DEFAULT_LISTEN);
+    assert_eq!(config.tls.cert, Path::new("/srv/mcp/tls/cert.pem"));
+    assert_eq!(config.policy.host_paths, ["/srv/{service}"]);
+    assert_eq!(
+        config.policy.protected,
+        ["/run/podman/podman.sock", "/etc/mcp/agent.toml"]
+    );
+    assert_eq!(config.auth.max_age, Span::from_secs(12 * 3600));
+    assert!(config.auth.external.is_none());
+}
+
+#[test]
+fn the_promised_file_is_read() {
+    let text = r#"
+node         = "rift"
+data_dir     = "/srv/mcp"
+services_dir = "/srv"
+listen       = "0.0.0.0:9444"
+[tls]
+cert = "/srv/mcp/tls/cert.pem"
+key  = "/srv/mcp/tls/key.pem"
+[auth]
+issuer   = "https://mcias.example.net:8443"
+audience = "mcp"
+jwks     = "/srv/mcp/mcias-jwks.json"
+[auth.roles]
+admin = "admin"
+user  = "operator"
+[trust]
+owners          = "/srv/mcp/owners.pub"
+denied_keys     = "/srv/mcp/denied_keys"
+signed_requests = "optional"
+[runtime]
+engine      = "podman"
+socket      = "unix:///run/user/993/podman/podman.sock"
+concurrency = 4
+[source]
+url    = "/srv/git/desired.git"
+branch = "main"
+poll   = "60s"
+[watch]
+resync         = "30s"
+flap_threshold = 3
+flap_window    = "5m"
+event_retention = "90d"
+[alert]
+command  = ["/usr/local/bin/notify"]
+timeout  = "30s"
+cooldown = "10m"
+[policy]
+host_paths = ["/srv/{service}"]
+privileged = false
+host_network = false
+devices    = []
+registries = ["registry.example.net:5000"]
+ports      = ["127.0.0.1:1024-65535"]
+[metrics]
+listen = "127.0.0.1:9445"
+"#;
+    let config = parse(text).unwrap();
+    assert_eq!(
+        config.runtime.socket,
+        Path::new("/run/user/993/podman/podman.sock")
+    );
+    assert_eq!(config.auth.external.unwrap().roles["user"], Role::Operator);
+    assert_eq!(config.policy.registries, ["registry.example.net:5000"]);
+}
+
+#[test]
+fn relative_paths_count_from_the_file() {
+    let config = parse("node = \"rift\"\ndata_dir = \"data\"").unwrap();
+    assert_eq!(config.data_dir, Path::new("/etc/mcp/data"));
+    assert_eq!(config.trust.owners, Path::new("/etc/mcp/data/owners.pub"));
+}
+
+#[test]
+fn refusals_name_the_line_and_the_key() {
+    for (text, expected) in [
+        (
+            "node = \"rift\"\nlissten = \"x\"",
+            "/etc/mcp/agent.toml:2: unknown field `lissten`",
+        ),
+        (
+            "node = \"Rift\"",
+            "/etc/mcp/agent.toml:1: `Rift` is not a name",
+        ),
+        (
+            "node = \"a\"\n\n[watch]\nresync = \"30\"",
+            "/etc/mcp/agent.toml:4: `30` has no unit",
+        ),
+        (
+            "node = \"a\"\n[watch]\nresync = \"0s\"",
+            "/etc/mcp/agent.toml:3: watch.resync: 0 is no time",
+        ),
+        (
+            "node = \"a\"\n[trust]\nsigned_requests = \"required\"",
+            "/etc/mcp/agent.toml:3: trust.signed_requests: this release",
+        ),
+        (
+            "node = \"a\"\n[auth]\nissuer = \"https://x\"\njwks = \"https://x/keys\"",
+            "/etc/mcp/agent.toml:4: auth.jwks: `https://x/keys` is a URL",
+        ),
+        (
+            "node = \"a\"\n[auth]\nissuer = \"https://x\"",
+            "/etc/mcp/agent.toml:3: auth.issuer: an issuer needs",
+        ),
+        (
+            "node = \"a\"\n[runtime]\nsocket = \"tcp://1.2.3.4:2375\"",
+            "/etc/mcp/agent.toml:3: runtime.socket: `tcp://1.2.3.4:2375` is no Unix socket",
+        ),
+        (
+            "node = \"a\"\n[source]\nurl = \"https://forge/x\"",
+            "/etc/mcp/agent.toml:3: source.url",
+        ),
+        (
+            "node = \"a\"\n[policy]\nports = [\"8080\"]",
+            "/etc/mcp/agent.toml:3: `8080` is not a port range",
+        ),
+        (
+            "node = \"a\"\n[policy]\nregistries = [\"https://r\"]",
+            "/etc/mcp/agent.toml:3: policy.registries",
+        ),
+        ("data_dir = \"/x\"", "/etc/mcp/agent.toml"),
+    ] {
+        let message = refusal(text);
+        assert!(
+            message.starts_with(expected),
+            "{message}\nwanted {expected}"
+        );
+    }
+}
