@@ -1,1 +1,3 @@
+//! The `mcp` program: everything it does lies in the library.
+
 fn main() {}
