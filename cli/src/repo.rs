@@ -36,16 +36,16 @@ pub use commit::CommitError;
 pub use configure::git_signing_key;
 pub use files::{At, ManagedFiles, ReadError};
 pub use history::{CommitInfo, HistoryError};
-pub use init::{ALLOWED_SIGNERS, InitError, InitOutcome, ReplacedSetting};
+pub use init::{InitError, InitOutcome, ReplacedSetting};
 pub use pack::{Pack, PackError};
 pub use unrelated::{UnrelatedChange, UnrelatedChanges};
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use gix::ObjectId;
+use mcp_spec::revision::CommitId;
 
 /// The folders that hold the desired state; nothing outside them is read or committed.
 pub const MANAGED: [&str; 4] = [".mcp", "files", "secrets", "services"];
@@ -62,51 +62,14 @@ pub fn is_managed(path: &str) -> bool {
         .is_some_and(|(top, _)| MANAGED.contains(&top))
 }
 
-/// A commit's id: 40 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct CommitId(ObjectId);
-
-impl CommitId {
-    /// The 20 bytes of the id.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.0.as_slice()
-    }
+fn oid(id: CommitId) -> ObjectId {
+    ObjectId::Sha1(*id.as_bytes())
 }
 
-impl fmt::Display for CommitId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
-impl fmt::Debug for CommitId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CommitId({})", self.0)
-    }
-}
-
-/// The text is no whole commit id.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no commit id of 40 hexadecimal digits")]
-pub struct CommitIdError {
-    /// What was given.
-    pub text: String,
-}
-
-impl FromStr for CommitId {
-    type Err = CommitIdError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || CommitIdError {
-            text: text.chars().take(80).collect(),
-        };
-        if text.len() != 40 {
-            return Err(wrong());
-        }
-        ObjectId::from_hex(text.as_bytes())
-            .map(Self)
-            .map_err(|_| wrong())
-    }
+fn commit_id(id: impl Into<ObjectId>) -> CommitId {
+    let id = id.into();
+    let bytes = id.as_slice().try_into();
+    CommitId::from_bytes(bytes.expect("only SHA-1 repositories are opened"))
 }
 
 /// What git's own machinery said; always the source of an error that says what failed.

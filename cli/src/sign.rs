@@ -143,6 +143,11 @@ impl SigningKey {
             .to_owned()
     }
 
+    /// The public key itself, for whoever compares it with others.
+    pub fn public(&self) -> &PublicKey {
+        &self.public
+    }
+
     /// The key's fingerprint as `ssh-add -l` shows it: `SHA256:…`.
     pub fn fingerprint(&self) -> String {
         self.public.fingerprint(HashAlg::Sha256).to_string()

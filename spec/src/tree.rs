@@ -269,7 +269,8 @@ fn is_invisible(c: char) -> bool {
 }
 
 /// The form under which two names count as alike. Upper case first: so `ß` meets `ss`, and `ſ` `s`.
-fn fold(name: &str) -> String {
+#[must_use]
+pub fn fold(name: &str) -> String {
     name.nfd()
         .flat_map(char::to_uppercase)
         .flat_map(char::to_lowercase)

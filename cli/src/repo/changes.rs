@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use gix::ObjectId;
 use gix::index::entry::Stat;
 
-use super::{CommitId, DesiredRepo, GitFailure, scan};
+use mcp_spec::tree::TreeFault;
+
+use super::{CommitId, DesiredRepo, GitFailure, commit_id, scan};
 
 /// All that a commit of the managed paths could take in, found at one moment.
 ///
@@ -94,10 +96,10 @@ pub enum Refusal {
     #[error("a git repository within the repository is refused; move it elsewhere")]
     NestedRepository,
     /// Its name would be refused by every node.
-    #[error("the name {problem}; rename it")]
+    #[error("its name {fault}; rename it")]
     Name {
-        /// What is wrong with the name.
-        problem: &'static str,
+        /// The rule that it breaks.
+        fault: TreeFault,
     },
     /// It differs from another only by letter case or by how accents are encoded.
     #[error("differs from {other} only by letter case or Unicode form; rename one")]
@@ -265,7 +267,7 @@ impl DesiredRepo {
         let mut refused = scan.refused;
         refused.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(Changes {
-            head: scan.head.map(CommitId),
+            head: scan.head.map(commit_id),
             changes,
             refused,
             unchanged,

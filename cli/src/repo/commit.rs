@@ -10,11 +10,11 @@ use gix::refs::Target;
 use gix::refs::transaction::{PreviousValue, RefEdit};
 
 use super::index_entries::{self, Committed};
-use super::{Changes, CommitId, DesiredRepo, GitFailure, Identity, RefusedPath, Selection};
+use super::{
+    Changes, CommitId, DesiredRepo, GitFailure, Identity, RefusedPath, Selection, commit_id,
+};
 use crate::sign::{SignError, SigningKey};
-
-/// The namespace of git's own SSH signatures.
-const NAMESPACE: &str = "git";
+use mcp_spec::signature::GIT_NAMESPACE;
 
 /// Why nothing was committed.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +179,7 @@ impl DesiredRepo {
         // has moved only a rename is left to fail.
         index.write(self, &committed, changes)?;
         self.move_branch(head, commit, message, fallback)?;
-        let commit = CommitId(commit);
+        let commit = commit_id(commit);
         index
             .commit()
             .map_err(|source| CommitError::IndexLeftBehind { commit, source })?;
@@ -198,7 +198,9 @@ impl DesiredRepo {
             let at = head
                 .id()
                 .map_or_else(|| ObjectId::null(gix::hash::Kind::Sha1), gix::Id::detach);
-            return Err(CommitError::Detached { head: CommitId(at) });
+            return Err(CommitError::Detached {
+                head: commit_id(at),
+            });
         }
         match index_entries::unmerged(self).map_err(unwritten)? {
             Some(path) => Err(CommitError::Unmerged { path }),
@@ -213,10 +215,10 @@ impl DesiredRepo {
             .and_then(|head| head.try_into_peeled_id())
             .map_err(unwritten)?;
         let head = head.map(gix::Id::detach);
-        if head.map(CommitId) != changes.head {
+        if head.map(commit_id) != changes.head {
             return Err(CommitError::HeadMoved {
                 from: changes.head,
-                to: head.map(CommitId),
+                to: head.map(commit_id),
             });
         }
         Ok(head)
@@ -293,7 +295,7 @@ impl DesiredRepo {
             .write_to(&mut unsigned)
             .map_err(|source| unwritten(gix::Error::from_error(source)))?;
         let signature = key
-            .sign(NAMESPACE, &unsigned)
+            .sign(GIT_NAMESPACE, &unsigned)
             .map_err(|source| CommitError::Sign { source })?;
         // The header ends where its last line does: the newline after it is the format's own.
         commit
@@ -354,8 +356,8 @@ impl DesiredRepo {
                 match now == head {
                     true => Err(unwritten(source)),
                     false => Err(CommitError::HeadMoved {
-                        from: head.map(CommitId),
-                        to: now.map(CommitId),
+                        from: head.map(commit_id),
+                        to: now.map(commit_id),
                     }),
                 }
             }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use sha2::{Digest, Sha256};
+use mcp_spec::image::Digest;
 
 use super::changes::Content;
-use super::{Changes, ChangesError, CommitId, DesiredRepo, GitFailure, HistoryError, scan};
+use super::{Changes, ChangesError, CommitId, DesiredRepo, GitFailure, HistoryError, oid, scan};
 
 /// Which state of the managed files is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,9 +93,10 @@ impl DesiredRepo {
                 if !self.contains(id) {
                     return Err(HistoryError::UnknownCommit { id }.into());
                 }
-                let files = scan::tree_files(self, id.0).map_err(|source| HistoryError::Read {
-                    source: source.into(),
-                })?;
+                let files =
+                    scan::tree_files(self, oid(id)).map_err(|source| HistoryError::Read {
+                        source: source.into(),
+                    })?;
                 files
                     .into_iter()
                     .filter_map(|(path, content)| Some((path, content?)))
@@ -199,7 +200,7 @@ impl ManagedFiles<'_> {
     /// # Errors
     ///
     /// As for [`ManagedFiles::read`].
-    pub fn file_digest(&self, path: &str) -> Result<Option<[u8; 32]>, ReadError> {
-        Ok(self.read(path)?.map(|bytes| Sha256::digest(bytes).into()))
+    pub fn file_digest(&self, path: &str) -> Result<Option<Digest>, ReadError> {
+        Ok(self.read(path)?.map(|bytes| Digest::of(&bytes)))
     }
 }

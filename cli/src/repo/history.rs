@@ -4,7 +4,7 @@ use std::collections::{BinaryHeap, HashMap};
 
 use gix::ObjectId;
 
-use super::{CommitId, DesiredRepo, GitFailure};
+use super::{CommitId, DesiredRepo, GitFailure, commit_id, oid};
 
 /// What a commit says about itself; nothing of it has been verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl DesiredRepo {
     pub fn head(&self) -> Result<Option<CommitId>, HistoryError> {
         let head = self.git.head().map_err(unreadable)?;
         let id = head.try_into_peeled_id().map_err(unreadable)?;
-        Ok(id.map(|id| CommitId(id.detach())))
+        Ok(id.map(commit_id))
     }
 
     /// The branch that `HEAD` is on, such as `main`; `None` where it is detached.
@@ -105,12 +105,12 @@ impl DesiredRepo {
             .object()
             .and_then(|object| object.peel_to_commit())
             .map_err(unknown)?;
-        Ok(CommitId(commit.id))
+        Ok(commit_id(commit.id))
     }
 
     /// Whether the repository holds the commit.
     pub fn contains(&self, id: CommitId) -> bool {
-        self.git.find_commit(id.0).is_ok()
+        self.git.find_commit(oid(id)).is_ok()
     }
 
     /// Whether `older` is `newer` or one of its ancestors.
@@ -127,15 +127,15 @@ impl DesiredRepo {
         // What `between` hides is reached for certain. What it leaves may be the fault of wrong
         // clocks, so that answer costs a walk through all of the newer commit's history.
         if self
-            .between(&[newer.0], older.0)
+            .between(&[oid(newer)], oid(older))
             .map_err(unreadable)?
             .is_empty()
         {
             return Ok(true);
         }
-        let mut walk = self.git.rev_walk([newer.0]).all().map_err(unreadable)?;
+        let mut walk = self.git.rev_walk([oid(newer)]).all().map_err(unreadable)?;
         walk.try_fold(false, |found, step| {
-            Ok(found || step.map_err(unreadable)?.id == older.0)
+            Ok(found || step.map_err(unreadable)?.id == oid(older))
         })
     }
 
@@ -153,23 +153,23 @@ impl DesiredRepo {
         self.require(new)?;
         if let Some(old) = old {
             self.require(old)?;
-            let ids = self.between(&[old.0], new.0).map_err(unreadable)?;
+            let ids = self.between(&[oid(old)], oid(new)).map_err(unreadable)?;
             return ids
                 .into_iter()
                 .take(limit)
-                .map(|id| self.commit_info(CommitId(id)))
+                .map(|id| self.commit_info(commit_id(id)))
                 .collect();
         }
         let walk = self
             .git
-            .rev_walk([new.0])
+            .rev_walk([oid(new)])
             .sorting(gix::revision::walk::Sorting::ByCommitTime(
                 Default::default(),
             ))
             .all()
             .map_err(unreadable)?;
         walk.take(limit)
-            .map(|step| self.commit_info(CommitId(step.map_err(unreadable)?.id)))
+            .map(|step| self.commit_info(commit_id(step.map_err(unreadable)?.id)))
             .collect()
     }
 
@@ -181,14 +181,14 @@ impl DesiredRepo {
     pub fn commit_info(&self, id: CommitId) -> Result<CommitInfo, HistoryError> {
         let commit = self
             .git
-            .find_commit(id.0)
+            .find_commit(oid(id))
             .map_err(|_| HistoryError::UnknownCommit { id })?;
         let decoded = commit.decode().map_err(unreadable)?;
         let author = decoded.author().map_err(unreadable)?;
         let time_seconds = commit.time().map_err(unreadable)?.seconds;
         Ok(CommitInfo {
             id,
-            parents: decoded.parents().map(CommitId).collect(),
+            parents: decoded.parents().map(commit_id).collect(),
             subject: decoded.message().summary().to_string(),
             author_name: author.name.to_string(),
             author_email: author.email.to_string(),

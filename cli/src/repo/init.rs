@@ -9,13 +9,15 @@ use super::{
     OpenError, ReadError, Refusal, Selection,
 };
 use crate::sign::SigningKey;
+use mcp_spec::signature::{
+    ALLOWED_SIGNERS_PATH, AllowedSigners, AllowedSignersError, GIT_NAMESPACE, OWNER_NAMESPACE,
+    REQUEST_NAMESPACE, Signer,
+};
 
-/// Who may sign, in OpenSSH's own format; relative to the repository's top, where git runs `ssh-keygen`.
-pub const ALLOWED_SIGNERS: &str = ".mcp/allowed_signers";
 /// The workstation's own settings lie beside the default repository's files and belong to nobody else.
 const EXCLUDED: &str = "/mcp.toml";
-/// What an owner's key may do.
-const OWNER_NAMESPACES: &str = "git,mcp-owner,mcp-request";
+/// What the key of a repository's first owner may do.
+const OWNER: [&str; 3] = [GIT_NAMESPACE, OWNER_NAMESPACE, REQUEST_NAMESPACE];
 
 /// What [`DesiredRepo::init`] did.
 #[derive(Debug)]
@@ -61,6 +63,9 @@ pub enum InitError {
     Principal {
         /// What was given.
         principal: String,
+        /// What is wrong with it, where its line alone tells.
+        #[source]
+        problem: Option<AllowedSignersError>,
     },
     /// The git repository that is there cannot be used.
     #[error(transparent)]
@@ -144,7 +149,8 @@ impl InitError {
             }
             Self::ForeignSigners { path, .. } => {
                 format!(
-                    "add the key with namespaces=\"{OWNER_NAMESPACES}\", or move {} away",
+                    "add the key with namespaces=\"{}\", or move {} away",
+                    OWNER.join(","),
                     path.display()
                 )
             }
@@ -175,18 +181,18 @@ impl DesiredRepo {
         principal: &str,
         identity: Option<&Identity>,
     ) -> Result<InitOutcome, InitError> {
-        require_principal(principal)?;
+        let line = owner_line(principal, key)?;
         let (repo, created) = open_or_create(dir)?;
         let has_signers = match repo.head()? {
             Some(head) => {
-                let committed = repo.files(At::Commit(head))?.read(ALLOWED_SIGNERS)?;
-                committed.map(|text| lists(&text, key))
+                let committed = repo.files(At::Commit(head))?.read(ALLOWED_SIGNERS_PATH)?;
+                committed.map(|text| standing(&text, key).0)
             }
             None => None,
         };
         let commit = match has_signers {
             Some(_) => None,
-            None => Some(repo.first_commit(key, principal, identity)?),
+            None => Some(repo.first_commit(key, principal, &line, identity)?),
         };
         let written = |path: &str| {
             let path = repo.git.common_dir().join(path);
@@ -226,11 +232,12 @@ impl DesiredRepo {
         &self,
         key: &SigningKey,
         principal: &str,
+        line: &str,
         identity: Option<&Identity>,
     ) -> Result<CommitId, InitError> {
         // Before anything is written: nobody wants a symlinked folder to be followed.
         let in_the_way = self.changes()?.refused.into_iter().find(|refused| {
-            super::MANAGED.contains(&refused.path.as_str()) || refused.path == ALLOWED_SIGNERS
+            super::MANAGED.contains(&refused.path.as_str()) || refused.path == ALLOWED_SIGNERS_PATH
         });
         if let Some(refused) = in_the_way {
             return Err(InitError::InTheWay {
@@ -238,10 +245,10 @@ impl DesiredRepo {
                 reason: refused.reason,
             });
         }
-        let mut paths = vec![ALLOWED_SIGNERS.to_owned()];
-        let signers = self.dir.join(ALLOWED_SIGNERS);
+        let mut paths = vec![ALLOWED_SIGNERS_PATH.to_owned()];
+        let signers = self.dir.join(ALLOWED_SIGNERS_PATH);
         match std::fs::read(&signers) {
-            Ok(text) if lists_owner(&text, key) => {}
+            Ok(text) if standing(&text, key).1 => {}
             Ok(_) => {
                 return Err(InitError::ForeignSigners {
                     path: signers,
@@ -249,10 +256,6 @@ impl DesiredRepo {
                 });
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let line = format!(
-                    "{principal} namespaces=\"{OWNER_NAMESPACES}\" {}\n",
-                    key.public_key()
-                );
                 write_new(&signers, line.as_bytes())?;
             }
             Err(source) => {
@@ -299,7 +302,7 @@ fn settings(key: &SigningKey) -> [Setting; 4] {
     [
         setting("gpg.format", "ssh", false),
         // Relative, so that the repository can be moved: git runs ssh-keygen at the work tree's top.
-        setting("gpg.ssh.allowedSignersFile", ALLOWED_SIGNERS, false),
+        setting("gpg.ssh.allowedSignersFile", ALLOWED_SIGNERS_PATH, false),
         Setting {
             key: "user.signingkey",
             value: key.git_signing_key(),
@@ -325,35 +328,35 @@ fn open_or_create(dir: &Path) -> Result<(DesiredRepo, bool), InitError> {
     Ok((DesiredRepo::open_at(dir)?, true))
 }
 
-fn require_principal(principal: &str) -> Result<(), InitError> {
-    // Commas separate principals, `*?!` make patterns, quotes and white space end the field, `#` a comment.
-    let is_plain = |c: char| {
-        c.is_ascii_graphic() && !matches!(c, ',' | '*' | '?' | '!' | '"' | '\'' | '#' | '\\')
+/// The line that makes `key` an owner under the name `principal`, as every node will read it.
+fn owner_line(principal: &str, key: &SigningKey) -> Result<String, InitError> {
+    let line = AllowedSigners::line_for(principal, key.public(), &OWNER);
+    let refused = |problem| InitError::Principal {
+        principal: principal.to_owned(),
+        problem,
     };
-    match !principal.is_empty() && principal.len() <= 128 && principal.chars().all(is_plain) {
-        true => Ok(()),
-        false => Err(InitError::Principal {
-            principal: principal.to_owned(),
-        }),
+    let signers = AllowedSigners::parse(&line).map_err(|source| refused(Some(source)))?;
+    match signers
+        .iter()
+        .map(|signer| signer.principal.as_str())
+        .collect::<Vec<_>>()[..]
+    {
+        [alone] if alone == principal => Ok(line + "\n"),
+        // A line end or a comment sign within it.
+        _ => Err(refused(None)),
     }
 }
 
-/// The lines of an `allowed_signers` file that hold the key.
-fn lines_of<'a>(text: &'a [u8], key: &SigningKey) -> impl Iterator<Item = &'a str> {
-    let public = key.public_key();
-    let blob = public.split(' ').nth(1).unwrap_or_default().to_owned();
-    let text = std::str::from_utf8(text).unwrap_or_default();
-    text.lines().filter(move |line| {
-        !line.trim_start().starts_with('#') && line.split_whitespace().any(|word| word == blob)
-    })
-}
-
-fn lists(text: &[u8], key: &SigningKey) -> bool {
-    lines_of(text, key).next().is_some()
-}
-
-fn lists_owner(text: &[u8], key: &SigningKey) -> bool {
-    lines_of(text, key).any(|line| line.contains("mcp-owner") && line.contains("git"))
+/// Whether the text makes the key a signer, and an owner.
+fn standing(text: &[u8], key: &SigningKey) -> (bool, bool) {
+    let signers = AllowedSigners::parse_bytes(text).ok();
+    let signer = signers
+        .as_ref()
+        .and_then(|signers| signers.get(key.public()));
+    (
+        signer.is_some_and(Signer::may_sign),
+        signer.is_some_and(Signer::is_owner),
+    )
 }
 
 /// Writes a file that is not there yet, with the folders above it.

@@ -14,7 +14,7 @@ use gix::objs::TreeRefIter;
 use gix::objs::tree::{EntryKind, EntryRef};
 use gix_pack::data::output::{self, count::PackLocation};
 
-use super::{CommitId, DesiredRepo, GitFailure};
+use super::{CommitId, DesiredRepo, GitFailure, oid};
 
 /// Larger packs are written to a file; one commit's pack is some kilobytes.
 const IN_MEMORY_BYTES: usize = 1024 * 1024;
@@ -141,9 +141,9 @@ impl DesiredRepo {
         let have: Vec<_> = have
             .iter()
             .filter(|id| self.contains(**id))
-            .map(|id| id.0)
+            .map(|id| oid(*id))
             .collect();
-        let mut commits = self.between(&have, new.0).map_err(unreadable)?;
+        let mut commits = self.between(&have, oid(new)).map_err(unreadable)?;
         // Oldest first: a commit's parents have then been looked at, and deltas find their bases.
         commits.reverse();
         let mut objects = NewObjects {
@@ -181,13 +181,12 @@ impl DesiredRepo {
             output::entry::iter_from_counts(counts, odb, Box::new(gix::progress::Discard), options)
                 .map_err(unreadable)?;
         let missing = std::cell::Cell::new(None);
-        let in_order = gix::parallel::InOrderIter::from(entries).map(|chunk| {
-            if let Ok(chunk) = &chunk
+        let in_order = gix::parallel::InOrderIter::from(entries).inspect(|chunk| {
+            if let Ok(chunk) = chunk
                 && let Some(entry) = chunk.iter().find(|entry| entry.is_invalid())
             {
                 missing.set(Some(entry.id));
             }
-            chunk
         });
         let data = tempfile::spooled_tempfile(IN_MEMORY_BYTES);
         let mut writer = output::bytes::FromEntriesIter::new(

@@ -15,6 +15,8 @@ use gix::bstr::{BStr, ByteSlice};
 use gix::index::entry::{Flags, Mode, Stage, Stat};
 use gix::objs::tree::EntryKind;
 
+use mcp_spec::tree::{check_name, fold};
+
 use super::changes::Content;
 use super::{ChangesError, DesiredRepo, MANAGED, MAX_FILE_BYTES, Refusal, RefusedPath};
 
@@ -194,8 +196,9 @@ impl Walk<'_> {
             if !is_tracked && self.is_ignored(&path, kind.is_dir())? {
                 continue;
             }
-            if let Some(problem) = name_problem(name.as_bytes()) {
-                self.refuse(&path, problem);
+            if let Err(fault) = check_name(name.as_bytes()) {
+                // Said here, before it is signed: every node would refuse it.
+                self.refuse(&path, Refusal::Name { fault });
             } else if kind.is_symlink() {
                 self.refuse(&path, Refusal::Symlink);
             } else if kind.is_dir() {
@@ -378,61 +381,32 @@ fn may_be_stale(recorded: &Stat, index: &gix::index::State) -> bool {
     recorded.is_racy(index.timestamp(), options)
 }
 
-/// What every node refuses in a name, said before it is signed.
-fn name_problem(name: &[u8]) -> Option<Refusal> {
-    let problem = |problem| Some(Refusal::Name { problem });
-    let Ok(text) = std::str::from_utf8(name) else {
-        return problem("is not UTF-8");
-    };
-    if text.starts_with('-') {
-        return problem("starts with a dash");
-    }
-    // Zero-width and direction marks hide in a listing, and some file systems ignore them.
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    if text.contains(hidden) {
-        return problem("has invisible characters");
-    }
-    let options = gix::validate::path::component::Options {
-        protect_windows: false,
-        protect_hfs: true,
-        protect_ntfs: true,
-    };
-    match gix::validate::path::component(BStr::new(name), None, options) {
-        Ok(_) => None,
-        Err(_) => problem("is one that git keeps for itself"),
-    }
-}
-
+/// Refuses what differs from another path, or its folder from another folder, by case or Unicode
+/// form alone: `files/A/x` beside `files/a/y`.
 fn refuse_clashes(files: &[ScannedFile], refused: &mut Vec<RefusedPath>) {
-    use unicode_normalization::UnicodeNormalization;
-    let fold = |path: &str| path.nfc().flat_map(char::to_lowercase).collect::<String>();
     let mut seen: HashMap<String, &str> = HashMap::with_capacity(files.len());
+    let mut last_folder = "";
     for file in files {
-        // Folders clash as well as files: `files/A/x` and `files/a/y`.
-        let ends = file
-            .path
-            .match_indices('/')
-            .map(|(at, _)| at)
-            .chain([file.path.len()]);
-        for end in ends {
-            let path = &file.path[..end];
-            match seen.entry(fold(path)) {
-                std::collections::hash_map::Entry::Vacant(slot) => drop(slot.insert(path)),
-                std::collections::hash_map::Entry::Occupied(other) if *other.get() != path => {
-                    if refused.iter().all(|known| known.path != path) {
-                        let reason = Refusal::NameClash {
-                            other: (*other.get()).to_owned(),
-                        };
-                        refused.push(RefusedPath {
-                            path: path.to_owned(),
-                            reason,
-                        });
-                    }
-                }
-                std::collections::hash_map::Entry::Occupied(_) => {}
+        let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let mut ends = vec![file.path.len()];
+        if folder != last_folder {
+            // Sorted as they are, files of one folder mostly follow each other.
+            ends.extend(file.path.match_indices('/').map(|(at, _)| at));
+            last_folder = folder;
+        }
+        for path in ends.into_iter().rev().map(|end| &file.path[..end]) {
+            let folded = match path.is_ascii() {
+                true => path.to_ascii_lowercase(),
+                false => fold(path),
+            };
+            let other = *seen.entry(folded).or_insert(path);
+            if other != path && refused.iter().all(|known| known.path != path) {
+                let other = other.to_owned();
+                let reason = Refusal::NameClash { other };
+                refused.push(RefusedPath {
+                    path: path.to_owned(),
+                    reason,
+                });
             }
         }
     }

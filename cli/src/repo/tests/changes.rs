@@ -209,6 +209,6 @@ fn definitions_are_read_alike_from_work_tree_and_commit() {
     );
     let files = repo.files(At::Commit(commit)).unwrap();
     let digest = files.file_digest("files/a/x").unwrap().unwrap();
-    assert!(hex::encode(digest).starts_with("2d711642b726b04401627ca9"));
+    assert!(digest.hex().starts_with("2d711642b726b04401627ca9"));
     assert_eq!(files.file_digest("files/a").unwrap(), None);
 }
