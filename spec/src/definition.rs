@@ -8,6 +8,7 @@ mod component;
 mod crosscheck;
 mod error;
 mod health;
+mod limits;
 mod networks;
 mod ports;
 mod reader;
@@ -20,11 +21,13 @@ mod volumes;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 pub use error::{DefinitionError, DefinitionErrorKind};
 
-pub(crate) use component::{PIDS, READY_FOR, STOP_TIMEOUT};
+pub(crate) use component::{READY_FOR, STOP_TIMEOUT};
 pub(crate) use health::{INTERVAL, RETRIES, START_PERIOD, TIMEOUT};
+pub(crate) use limits::PIDS;
 pub(crate) use networks::implied_aliases;
 pub(crate) use service::DEADLINE;
 pub(crate) use values::size_text;
@@ -109,15 +112,16 @@ pub fn placements(
     for file in files {
         let mut head = service::read_head(file);
         if let (Some(name), Some(node)) = (head.name, head.node) {
-            if placed.contains_key(&name) {
-                head.errors.push(
+            match placed.entry(name) {
+                Entry::Vacant(place) => {
+                    place.insert(node);
+                }
+                Entry::Occupied(taken) => head.errors.push(
                     DefinitionErrorKind::Duplicate,
                     head.name_place,
-                    format!("the service `{name}` is defined already"),
+                    format!("the service `{}` is defined already", taken.key()),
                     "keep one of the files",
-                );
-            } else {
-                placed.insert(name, node);
+                ),
             }
         }
         all.push(head.errors);

@@ -8,10 +8,8 @@ use toml::de::DeValue;
 use super::FileLookup;
 use super::error::{DefinitionErrorKind as Kind, Errors, Place};
 use super::reader::{Refusal, Schema, Table, insert_once, integer, parse_text, string, wrong_type};
-use super::{health, networks, ports, values, volumes};
-use crate::component::{
-    ComponentSpec, Kind as ComponentKind, Network, Port, Pull, Resources, Restart,
-};
+use super::{health, limits, networks, ports, values, volumes};
+use crate::component::{ComponentSpec, Kind as ComponentKind, Network, Port, Pull, Restart};
 use crate::duration::Span;
 use crate::name::{ComponentName, ServiceName};
 
@@ -19,11 +17,6 @@ use crate::name::{ComponentName, ServiceName};
 pub(crate) const STOP_TIMEOUT: Span = Span::from_secs(10);
 /// Stable time that counts as started, unless the definition says another.
 pub(crate) const READY_FOR: Span = Span::from_secs(2);
-/// Most processes of a container, unless the definition says another.
-pub(crate) const PIDS: u32 = 2048;
-/// Least memory that engines take as a limit.
-const LEAST_MEMORY: u64 = 6 << 20;
-
 pub(super) const COMPONENT: Schema = Schema {
     what: "a component",
     keys: &[
@@ -70,21 +63,6 @@ pub(super) const COMPONENT: Schema = Schema {
         "update",
     ],
     elsewhere,
-};
-
-const RESOURCES: Schema = Schema {
-    what: "`resources`",
-    keys: &["memory", "cpus", "pids"],
-    not_yet: &[],
-    elsewhere: |key| match key {
-        "cpu" => Some("did you mean `cpus`?".to_owned()),
-        "mem" | "mem_limit" => Some("did you mean `memory`?".to_owned()),
-        "pids_limit" => Some("did you mean `pids`?".to_owned()),
-        _ if COMPONENT.keys.contains(&key) => Some(format!(
-            "`{key}` is a key of the component: write it above `[components.resources]`"
-        )),
-        _ => None,
-    },
 };
 
 /// The mend for keys of other formats and for keys of the service.
@@ -201,7 +179,7 @@ pub(super) fn read(
         })
         .collect();
     let health = health::read(table, &network, errors);
-    let (cap_add, cap_drop) = read_capabilities(table, errors);
+    let (cap_add, cap_drop) = limits::read_capabilities(table, errors);
     let spec = ComponentSpec {
         restart: read_restart(table, &kind, errors),
         kind,
@@ -234,7 +212,7 @@ pub(super) fn read(
         init: table.boolean("init", false, errors),
         depends_on: depends_on.iter().map(|(name, _)| name.clone()).collect(),
         health,
-        resources: read_resources(table, errors),
+        resources: limits::read_resources(table, errors),
         read_only: table.boolean("read_only", false, errors),
         cap_add,
         cap_drop,
@@ -444,111 +422,6 @@ fn read_labels(table: &Table<'_, '_>, errors: &mut Errors<'_>) -> BTreeMap<Strin
         }
     }
     labels
-}
-
-fn read_resources(table: &Table<'_, '_>, errors: &mut Errors<'_>) -> Resources {
-    let mut resources = Resources {
-        memory_bytes: None,
-        cpu_millis: None,
-        pids: PIDS,
-    };
-    let Some(limits) = table.table(
-        "resources",
-        &RESOURCES,
-        "write `resources = { memory = \"512MiB\", cpus = 1.5, pids = 2048 }`",
-        errors,
-    ) else {
-        return resources;
-    };
-    if let Some(entry) = limits.get("memory") {
-        if let DeValue::Integer(number) = entry.value.get_ref() {
-            errors.push(
-                Kind::Type,
-                entry.value.span(),
-                "`memory` has no unit",
-                format!("write `memory = \"{number}MiB\"` or another of B, KiB, MiB, GiB, TiB"),
-            );
-        } else {
-            resources.memory_bytes = limits.parsed("memory", memory, errors);
-        }
-    }
-    resources.cpu_millis = read_cpus(&limits, errors);
-    if let Some(pids) = limits.integer("pids", (1, 4_194_304), errors) {
-        resources.pids = u32::try_from(pids).unwrap_or(PIDS);
-    }
-    resources
-}
-
-fn memory(text: &str) -> Result<u64, Refusal> {
-    let bytes = values::size(text)?;
-    if bytes < LEAST_MEMORY {
-        return Err(Refusal::new(
-            format!("`{text}` is too little memory for a container"),
-            "write at least `6MiB`, the least that engines take",
-        ));
-    }
-    Ok(bytes)
-}
-
-fn read_cpus(limits: &Table<'_, '_>, errors: &mut Errors<'_>) -> Option<u64> {
-    let entry = limits.get("cpus")?;
-    let cpus = match entry.value.get_ref() {
-        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-            .ok()
-            .map(|cpus| cpus as f64),
-        DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
-        _ => {
-            wrong_type(
-                "`cpus`",
-                "a number",
-                entry.value,
-                "write `cpus = 1.5`",
-                errors,
-            );
-            return None;
-        }
-    };
-    // Engines count in thousandths at the finest; ten thousand cores is beyond any node.
-    match cpus.filter(|cpus| cpus.is_finite() && *cpus >= 0.001 && *cpus <= 10_000.0) {
-        Some(cpus) => Some((cpus * 1000.0).round() as u64),
-        None => {
-            errors.push(
-                Kind::Value,
-                entry.value.span(),
-                "`cpus` is out of range",
-                "write a number of cores from 0.001 to 10000, as in `cpus = 1.5`",
-            );
-            None
-        }
-    }
-}
-
-fn read_capabilities(
-    table: &Table<'_, '_>,
-    errors: &mut Errors<'_>,
-) -> (BTreeSet<String>, BTreeSet<String>) {
-    let mut list = |key: &str, other: &BTreeSet<String>| {
-        let mut names = BTreeSet::new();
-        for text in table.strings(key, errors).unwrap_or_default() {
-            let Some(name) = parse_text(&text, values::capability, errors) else {
-                continue;
-            };
-            if other.contains(&name) {
-                errors.push(
-                    Kind::Conflict,
-                    text.place,
-                    format!("`{name}` is both added and dropped"),
-                    "keep it in one of `cap_add` and `cap_drop`",
-                );
-                continue;
-            }
-            names.insert(name);
-        }
-        names
-    };
-    let added = list("cap_add", &BTreeSet::new());
-    let dropped = list("cap_drop", &added);
-    (added, dropped)
 }
 
 fn read_stop_signal(table: &Table<'_, '_>, errors: &mut Errors<'_>) -> Option<String> {

@@ -175,6 +175,16 @@ impl<'a> Errors<'a> {
         self.refused == 0
     }
 
+    /// Whether further errors are only counted.
+    pub(super) fn is_full(&self) -> bool {
+        self.found.len() >= MAX_ERRORS
+    }
+
+    /// Counts an error that is not worth describing any more.
+    pub(super) fn count_one_more(&mut self) {
+        self.refused += 1;
+    }
+
     /// Whether every error found so far is of some sort.
     pub(super) fn all(&self, sort: impl Fn(&DefinitionError) -> bool) -> bool {
         self.refused <= MAX_ERRORS && self.found.iter().all(sort)
@@ -194,7 +204,7 @@ impl<'a> Errors<'a> {
         hint: impl AsRef<str>,
     ) {
         self.refused += 1;
-        if self.found.len() >= MAX_ERRORS {
+        if self.is_full() {
             return;
         }
         let end = self.text.len();
@@ -253,9 +263,8 @@ impl<'a> Errors<'a> {
             && let Some(last) = self.found.last_mut()
         {
             last.hint = Some(format!(
-                "{} ({} more errors in this file are not shown)",
-                last.hint.as_deref().unwrap_or_default(),
-                self.refused - MAX_ERRORS
+                "{} (more errors of this file are not shown)",
+                last.hint.as_deref().unwrap_or_default()
             ));
         }
         self.found

@@ -34,6 +34,19 @@ pub(super) fn read(
             "write all of them in `networks`, and leave `network` out",
         );
     }
+    if let Some(entry) = &network
+        && matches!(entry.value.get_ref(), DeValue::Array(_) | DeValue::Table(_))
+    {
+        wrong_type(
+            "`network`",
+            "a string",
+            entry.value,
+            "write several in `networks`",
+            errors,
+        );
+        // A stand-in that forbids nothing, so that no further error follows from it.
+        return Network::Bridge;
+    }
     let mut attachments = if networks.is_some() {
         read_networks(component, errors)
     } else {

@@ -4,6 +4,7 @@
 //! collects all errors; a file with any error yields no spec, so the stand-in value goes nowhere.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::fmt::Display;
 
 use toml::Spanned;
@@ -12,6 +13,9 @@ use toml::de::{DeArray, DeTable, DeValue};
 use super::error::{DefinitionErrorKind as Kind, Errors, Place};
 use super::suggest;
 use crate::duration::{Span, SpanError};
+
+/// Most items of one list: beyond any container, and a bound on what a hostile file costs.
+const MAX_ITEMS: usize = 4096;
 
 /// A value with its place.
 pub(super) type Value<'i> = Spanned<DeValue<'i>>;
@@ -92,6 +96,10 @@ impl<'t, 'i> Table<'t, 'i> {
                 );
                 continue;
             }
+            if errors.is_full() {
+                errors.count_one_more();
+                break;
+            }
             let hint = (schema.elsewhere)(name).unwrap_or_else(|| {
                 suggest::hint(
                     name,
@@ -139,7 +147,7 @@ impl<'t, 'i> Table<'t, 'i> {
     /// Reports a required key that is absent, unless it is there misspelt, which was reported.
     pub(super) fn missing(&self, key: &str, mend: impl AsRef<str>, errors: &mut Errors<'_>) {
         let misspelt = format!("did you mean `{key}`?");
-        if !self.mends.contains(&misspelt) {
+        if !self.mends.iter().any(|mend| mend.starts_with(&misspelt)) {
             errors.push(
                 Kind::Missing,
                 self.place.clone(),
@@ -274,6 +282,18 @@ impl<'t, 'i> Table<'t, 'i> {
     ) -> Option<(Place, &'t DeArray<'i>)> {
         let entry = self.get(key)?;
         match entry.value.get_ref() {
+            DeValue::Array(items) if items.len() > MAX_ITEMS => {
+                errors.push(
+                    Kind::Bound,
+                    entry.key_place,
+                    format!(
+                        "`{key}` has {} items; at most {MAX_ITEMS} are read",
+                        items.len()
+                    ),
+                    "write fewer",
+                );
+                None
+            }
             DeValue::Array(items) => Some((entry.value.span(), items)),
             other => {
                 let hint = match other {
@@ -495,15 +515,16 @@ pub(super) fn insert_once<K: Ord + Display, V>(
     place: Place,
     errors: &mut Errors<'_>,
 ) {
-    if map.contains_key(&key) {
-        errors.push(
+    match map.entry(key) {
+        Slot::Vacant(free) => {
+            free.insert(value);
+        }
+        Slot::Occupied(taken) => errors.push(
             Kind::Duplicate,
             place,
-            format!("{what} `{key}` stands here twice"),
+            format!("{what} `{}` stands here twice", taken.key()),
             "leave one of them out",
-        );
-    } else {
-        map.insert(key, value);
+        ),
     }
 }
 

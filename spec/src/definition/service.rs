@@ -37,7 +37,7 @@ pub(super) const SERVICE: Schema = Schema {
     not_yet: &[],
     elsewhere: |key| match key {
         "component" | "service" | "services" | "containers" => {
-            Some("write each component below `[[components]]`".to_owned())
+            Some("did you mean `components`? Start each with a line `[[components]]`".to_owned())
         }
         "enabled" => Some("did you mean `active`?".to_owned()),
         "host" => Some("did you mean `node`?".to_owned()),

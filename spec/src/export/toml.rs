@@ -443,7 +443,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(400))]
+        #![proptest_config(ProptestConfig::with_cases(128))]
 
         #[test]
         fn what_is_written_compiles_to_the_same(spec in samples::service()) {
