@@ -248,16 +248,25 @@ impl<'a> Errors<'a> {
             .collect();
         let broken = !syntax_lines.is_empty();
         syntax_lines.dedup();
-        let mut reported = Vec::new();
+        let mut reported = 0;
+        let mut within = 0;
+        let text = self.text;
+        let starts = &self.line_starts;
         self.found.retain(|error| {
-            if error.kind == DefinitionErrorKind::Syntax {
-                let first = !reported.contains(&error.line);
-                reported.push(error.line);
-                return first;
+            if error.kind != DefinitionErrorKind::Syntax {
+                // A key may be absent only because its line did not parse.
+                let guess = broken && error.kind == DefinitionErrorKind::Missing;
+                return !guess && syntax_lines.binary_search(&error.line).is_err();
             }
-            // A key may be absent only because its line did not parse.
-            let guess = broken && error.kind == DefinitionErrorKind::Missing;
-            !guess && syntax_lines.binary_search(&error.line).is_err()
+            let first = error.line != reported;
+            reported = error.line;
+            // What is left open swallows line after line until one makes sense again.
+            let swallowed = ["array", "inline table", "key-value pairs"]
+                .iter()
+                .any(|sort| error.message.contains(sort));
+            let follows = swallowed && within != 0 && only_blank(text, starts, within, error.line);
+            within = if swallowed { error.line } else { 0 };
+            first && !follows
         });
         if self.refused > MAX_ERRORS
             && let Some(last) = self.found.last_mut()
@@ -269,6 +278,17 @@ impl<'a> Errors<'a> {
         }
         self.found
     }
+}
+
+/// Whether nothing but blank lines and comments stands between two lines.
+fn only_blank(text: &str, starts: &[usize], line: usize, later: usize) -> bool {
+    let from = starts.get(line).copied().unwrap_or(text.len());
+    let to = starts.get(later - 1).copied().unwrap_or(text.len());
+    text.get(from..to).is_none_or(|between| {
+        between
+            .lines()
+            .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+    })
 }
 
 #[cfg(test)]

@@ -165,9 +165,11 @@ fn syntax_mend(message: &str) -> &'static str {
     } else if message.contains("string") {
         "close the string with the quote that opened it, on the same line"
     } else if message.contains("array") {
-        "close the list with `]`, with a comma between its items"
-    } else if message.contains("inline table") || message.contains("table") {
-        "close the table with `}` or `]`, with a comma between inline items"
+        "close the list with `]`, here or on a line before, with a comma between its items"
+    } else if message.contains("inline table") || message.contains("key-value pairs") {
+        "close the table with `}`, here or on a line before, with a comma between its items"
+    } else if message.contains("table") {
+        "write `[components.health]` for a table, `[[components]]` for each component"
     } else if message.contains("recursion") {
         "nest less deep: no definition needs more than four levels"
     } else {

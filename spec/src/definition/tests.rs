@@ -142,6 +142,35 @@ fn shop(name: &str, node: &str, rest: &str) -> String {
 }
 
 #[test]
+fn an_open_bracket_is_one_error() {
+    let (_, errors) = one(
+        "services/shop.toml",
+        &shop(
+            "shop",
+            "rift",
+            "[[components]]\nname = \"a\"\nimage = \"x\"\nenv = { A = 1\ncmd = \"x\"\n\n# more\n[[components]]\nname = \"b\"\n",
+        ),
+    );
+    let shown: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(shown.len(), 1, "{}", shown.join("\n"));
+    assert_eq!(errors[0].line, 7);
+    assert!(
+        errors[0]
+            .hint
+            .as_deref()
+            .unwrap()
+            .contains("on a line before")
+    );
+    // Errors that do not follow from each other are all told.
+    let (_, errors) = one(
+        "services/shop.toml",
+        "name = shop\nnode = rift\nactive = [1\nalert = tru\n",
+    );
+    let lines: Vec<usize> = errors.iter().map(|error| error.line).collect();
+    assert_eq!(lines, [1, 2, 3, 4]);
+}
+
+#[test]
 fn a_host_port_is_taken_once_among_active_components_of_a_node() {
     let component = "[[components]]\nname = \"web\"\nimage = \"x\"\nports = [\"{}:80\"]\n";
     let text = |name, node, head: &str, port: &str| {
