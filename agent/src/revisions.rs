@@ -1,0 +1,196 @@
+//! The one door for revisions: a bare git repository that only verified commits enter.
+//!
+//! Owns everything below the agent's data directory that has to do with git: `repo.git` with the
+//! accepted head in `refs/mcp/head`, the `high-water` mark, the file `accepted-commits`, and the
+//! `quarantine` in which packs are looked at. Pushes of the CLI and fetches from an upstream go
+//! through the same [`RevisionStore::receive`]. Leaves to others: transport, the registry, and what
+//! follows from a new head.
+//!
+//! Locking: one receipt at a time; readers never wait for it. Calls block on disk and processor: an
+//! async caller uses `spawn_blocking`. Nothing here starts a process.
+//!
+//! Crashes: a pack is moved in, then the high-water mark is written, then the ref with its reflog,
+//! then the accepted commits, each fsynced before the next. [`RevisionStore::open`] finishes what
+//! was begun, by verifying anew; a pack that was moved in alone is unreferenced and harmless. The
+//! registry comes last and is the caller's: [`RevisionStore::accepted_since`] tells what it missed.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use jiff::Timestamp;
+use mcp_spec::revision::CommitId;
+use mcp_spec::signature::{DeniedKeys, OwnerKeys};
+
+mod accepted;
+mod door;
+mod durable;
+mod error;
+mod history;
+mod limits;
+mod objects;
+mod open;
+mod pack;
+mod query;
+mod source;
+mod tree_files;
+mod trees;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{HighWaterTrouble, IntroductionFault, ReceiveError};
+pub use limits::Limits;
+pub use objects::ObjectError;
+pub use open::OpenError;
+pub use pack::PackWriteError;
+pub use query::{ReadError, ResolveError};
+pub use source::FetchError;
+pub use tree_files::{DraftError, MAX_DRAFT_BYTES, MAX_DRAFT_FILES, TreeFiles};
+
+use accepted::{AcceptedLog, Record};
+
+/// What the agent trusts, out of band.
+#[derive(Debug, Clone)]
+pub struct TrustRoots {
+    /// Keys that may introduce a history.
+    pub owners: OwnerKeys,
+    /// Keys whose new commits are refused.
+    pub denied: DeniedKeys,
+    /// The pinned start of the history, if one was given.
+    pub introduction: Option<CommitId>,
+}
+
+/// A commit that passed the door. Only verification makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedRevision {
+    record: Record,
+    subject: String,
+    author_time: Timestamp,
+}
+
+impl VerifiedRevision {
+    fn new(record: Record, subject: String, author_time: Timestamp) -> Self {
+        Self {
+            record,
+            subject,
+            author_time,
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub const fn commit(&self) -> CommitId {
+        self.record.commit
+    }
+
+    /// Its parents; those of an introduction are not verified.
+    #[must_use]
+    pub fn parents(&self) -> &[CommitId] {
+        &self.record.parents
+    }
+
+    /// Who signed it, as its parent's signers name them.
+    #[must_use]
+    pub fn principal(&self) -> &str {
+        &self.record.principal
+    }
+
+    /// The signing key, `SHA256:…`.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.record.fingerprint
+    }
+
+    /// First line of the message, without control characters.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// When it was written, as the author's clock said; nothing is decided by it.
+    #[must_use]
+    pub const fn author_time(&self) -> Timestamp {
+        self.author_time
+    }
+
+    /// Whether the trusted history starts with it.
+    #[must_use]
+    pub const fn is_introduction(&self) -> bool {
+        self.record.introduction
+    }
+}
+
+/// What came of a push or a fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The head before.
+    pub previous: Option<CommitId>,
+    /// The head now.
+    pub head: CommitId,
+    /// What was new, oldest first; empty where the head was there already.
+    pub new_commits: Vec<VerifiedRevision>,
+}
+
+/// The store of revisions of one agent.
+#[derive(Debug)]
+pub struct RevisionStore {
+    data_dir: PathBuf,
+    trust: RwLock<TrustRoots>,
+    state: RwLock<State>,
+    /// Held during a receipt.
+    door: Mutex<()>,
+    #[cfg(test)]
+    crash_before: Mutex<Option<door::Step>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    head: Option<CommitId>,
+    accepted: AcceptedLog,
+    trouble: Option<HighWaterTrouble>,
+}
+
+impl RevisionStore {
+    /// The accepted head, `None` before the first push.
+    #[must_use]
+    pub fn head(&self) -> Option<CommitId> {
+        self.read_state().head
+    }
+
+    /// Why changes are stopped, where they are.
+    #[must_use]
+    pub fn trouble(&self) -> Option<HighWaterTrouble> {
+        self.read_state().trouble.clone()
+    }
+
+    /// The bare repository.
+    #[must_use]
+    pub fn repository(&self) -> PathBuf {
+        self.data_dir.join("repo.git")
+    }
+
+    /// Takes over changed owners or denied keys; the accepted history stays as it is.
+    pub fn set_trust(&self, trust: TrustRoots) {
+        *self.trust.write().unwrap_or_else(PoisonError::into_inner) = trust;
+    }
+
+    fn objects_dir(&self) -> PathBuf {
+        self.repository().join("objects")
+    }
+
+    fn quarantine_dir(&self) -> PathBuf {
+        self.data_dir.join("quarantine")
+    }
+
+    fn read_state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trust(&self) -> RwLockReadGuard<'_, TrustRoots> {
+        self.trust.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_door(&self) -> MutexGuard<'_, ()> {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

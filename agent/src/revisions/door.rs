@@ -1,0 +1,292 @@
+//! The door itself: quarantine, checks in their order, and the promotion that a crash cannot split.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use jiff::Timestamp;
+use mcp_spec::name::NodeName;
+use mcp_spec::revision::CommitId;
+
+use super::accepted::Record;
+use super::durable;
+use super::error::HighWaterTrouble;
+use super::history::Verification;
+use super::limits::{Clockwork, Limits};
+use super::objects::Objects;
+use super::pack::{self, Indexed};
+use super::query;
+use super::{Accepted, ReceiveError, RevisionStore, VerifiedRevision};
+
+/// The steps of a promotion, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    MovePack,
+    MoveIndex,
+    WriteMark,
+    MoveHead,
+    AppendAccepted,
+}
+
+impl RevisionStore {
+    /// Receives a pack that leads to `new`, checks everything, and moves the head there.
+    ///
+    /// `old` is the head that the sender built upon: where it is another by now, the push is stale.
+    /// A `new` that is the head already is accepted at once, and the pack is not read.
+    ///
+    /// # Errors
+    ///
+    /// [`ReceiveError`], by name. Nothing has changed then, and the quarantine is empty; after an
+    /// `Io` in the middle of the promotion the next [`RevisionStore::open`] finishes it.
+    pub fn receive(
+        &self,
+        pack: impl Read,
+        old: Option<CommitId>,
+        new: CommitId,
+        node: &NodeName,
+        limits: &Limits,
+        now: Timestamp,
+    ) -> Result<Accepted, ReceiveError> {
+        let _door = self.lock_door();
+        if let Some(accepted) = self.answered_by_head(old, new)? {
+            return Ok(accepted);
+        }
+        self.receive_locked(pack, new, node, limits, now)
+    }
+
+    /// What can be said before a byte is read.
+    pub(super) fn answered_by_head(
+        &self,
+        old: Option<CommitId>,
+        new: CommitId,
+    ) -> Result<Option<Accepted>, ReceiveError> {
+        let state = self.read_state();
+        if let Some(trouble) = &state.trouble {
+            return Err(ReceiveError::Halted(trouble.clone()));
+        }
+        match state.head {
+            Some(head) if head == new => Ok(Some(Accepted {
+                previous: Some(head),
+                head,
+                new_commits: Vec::new(),
+            })),
+            Some(head) if state.accepted.contains(new) => {
+                Err(ReceiveError::Older { commit: new, head })
+            }
+            head if head != old => Err(ReceiveError::Stale {
+                expected: old,
+                head,
+            }),
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) fn receive_locked(
+        &self,
+        pack: impl Read,
+        new: CommitId,
+        node: &NodeName,
+        limits: &Limits,
+        now: Timestamp,
+    ) -> Result<Accepted, ReceiveError> {
+        let clock = Clockwork::start(limits);
+        let dir = self.quarantine_dir();
+        durable::create_dir(&dir).map_err(ReceiveError::io("make the quarantine"))?;
+        // Removed when it goes out of scope, whatever the verdict.
+        let quarantine = tempfile::Builder::new()
+            .prefix("pack-")
+            .tempdir_in(&dir)
+            .map_err(ReceiveError::io("make the quarantine"))?;
+        let (objects, indexed) = self.quarantine(pack, quarantine.path(), limits, &clock)?;
+        let revisions = self.judge(&objects, new, node, limits, &clock)?;
+        drop(objects);
+        let accepted = self.promote(&indexed, new, revisions, now)?;
+        // A leftover in the quarantine is cleared at the next start.
+        let _ = quarantine.close();
+        Ok(accepted)
+    }
+
+    /// Takes the pack in, indexes it, and opens it upon the repository's own objects.
+    fn quarantine(
+        &self,
+        pack: impl Read,
+        dir: &Path,
+        limits: &Limits,
+        clock: &Clockwork,
+    ) -> Result<(Objects, Indexed), ReceiveError> {
+        let make = ReceiveError::io("make the quarantine");
+        let objects_dir = dir.join("objects");
+        let pack_dir = objects_dir.join("pack");
+        fs::create_dir_all(&pack_dir).map_err(&make)?;
+        fs::create_dir_all(objects_dir.join("info")).map_err(&make)?;
+        let own = self
+            .objects_dir()
+            .canonicalize()
+            .map_err(ReceiveError::io("find the repository"))?;
+        let mut alternates = own.into_os_string().into_encoded_bytes();
+        alternates.push(b'\n');
+        fs::write(objects_dir.join("info/alternates"), alternates).map_err(&make)?;
+
+        let incoming = dir.join("incoming");
+        pack::store_bounded(pack, &incoming, limits, clock)?;
+        pack::inspect(&incoming, limits, clock)?;
+        let indexed = pack::index(&incoming, &pack_dir, limits, clock)?;
+        fs::remove_file(&incoming).map_err(ReceiveError::io("clear the quarantine"))?;
+        let objects = Objects::open(
+            &objects_dir,
+            usize::try_from(limits.object_bytes).unwrap_or(usize::MAX),
+        )
+        .map_err(ReceiveError::io("open the quarantine"))?;
+        Ok((objects, indexed))
+    }
+
+    /// All that is asked of the new commits; nothing is written.
+    fn judge(
+        &self,
+        objects: &Objects,
+        new: CommitId,
+        node: &NodeName,
+        limits: &Limits,
+        clock: &Clockwork,
+    ) -> Result<Vec<VerifiedRevision>, ReceiveError> {
+        let state = self.read_state();
+        let trust = self.trust();
+        let verification = Verification {
+            objects,
+            accepted: &state.accepted,
+            trust: &trust,
+            limits,
+            clock,
+            denylist: true,
+        };
+        let commits = verification.new_commits(new)?;
+        if let Some(head) = state.head
+            && !commits.boundary.contains(&head)
+        {
+            // All that is accepted leads to the head, so a descendant of the head touches the
+            // accepted history at the head itself.
+            return Err(match commits.boundary.iter().next() {
+                None => ReceiveError::Unrelated { commit: new, head },
+                Some(_) => ReceiveError::NotFastForward {
+                    commit: new,
+                    head,
+                    common: state
+                        .accepted
+                        .records()
+                        .iter()
+                        .rev()
+                        .map(|record| record.commit)
+                        .find(|commit| commits.boundary.contains(commit)),
+                },
+            });
+        }
+        let revisions = verification.verify(new, &commits)?;
+        let files =
+            query::tree_files(objects, new, limits.tree_paths).map_err(|error| match error {
+                query::ReadError::TooLarge { what, limit } => {
+                    ReceiveError::TooLarge { what, limit }
+                }
+                query::ReadError::Object { source, .. } => {
+                    ReceiveError::object(new, "a file", source)
+                }
+                query::ReadError::Io { source } => ReceiveError::io("read the quarantine")(source),
+                other => ReceiveError::HostileTree {
+                    commit: new,
+                    path: "a tree".to_owned(),
+                    reason: other.to_string(),
+                },
+            })?;
+        files
+            .compile_for_node(node)
+            .map_err(|errors| ReceiveError::BadDefinitions {
+                commit: new,
+                errors,
+            })?;
+        Ok(revisions)
+    }
+
+    /// Moves the pack in and the head on. A failure in the middle stops changes until a restart:
+    /// the mark may be ahead by then, and must not fall.
+    fn promote(
+        &self,
+        indexed: &Indexed,
+        new: CommitId,
+        revisions: Vec<VerifiedRevision>,
+        now: Timestamp,
+    ) -> Result<Accepted, ReceiveError> {
+        self.promote_steps(indexed, new, revisions, now)
+            .inspect_err(|_| {
+                self.state
+                    .write()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .trouble = Some(HighWaterTrouble::Interrupted { commit: new });
+            })
+    }
+
+    /// Each step is on disk before the next begins.
+    fn promote_steps(
+        &self,
+        indexed: &Indexed,
+        new: CommitId,
+        revisions: Vec<VerifiedRevision>,
+        now: Timestamp,
+    ) -> Result<Accepted, ReceiveError> {
+        let previous = self.head();
+        let pack_dir = self.objects_dir().join("pack");
+        self.step(Step::MovePack)?;
+        durable::move_into(&indexed.pack, &pack_dir)
+            .map_err(ReceiveError::io("move the pack into the repository"))?;
+        self.step(Step::MoveIndex)?;
+        durable::move_into(&indexed.index, &pack_dir)
+            .map_err(ReceiveError::io("move the pack into the repository"))?;
+        durable::sync_dir(&pack_dir).map_err(ReceiveError::io("flush the repository"))?;
+        self.step(Step::WriteMark)?;
+        durable::write_mark(&self.data_dir, new)
+            .map_err(ReceiveError::io("write the high-water mark"))?;
+        self.step(Step::MoveHead)?;
+        durable::move_head(&self.repository(), previous, new, now, "accepted")
+            .map_err(ReceiveError::io("move the head"))?;
+        let mut state = self
+            .state
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        state.head = Some(new);
+        self.step(Step::AppendAccepted)?;
+        let records: Vec<Record> = revisions
+            .iter()
+            .map(|revision| revision.record.clone())
+            .collect();
+        state
+            .accepted
+            .append(&self.data_dir, records)
+            .map_err(ReceiveError::io("write the accepted commits"))?;
+        Ok(Accepted {
+            previous,
+            head: new,
+            new_commits: revisions,
+        })
+    }
+
+    /// In tests, fails before a chosen step, as a crash would.
+    #[cfg(test)]
+    fn step(&self, step: Step) -> Result<(), ReceiveError> {
+        let crash = *self
+            .crash_before
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if crash == Some(step) {
+            return Err(ReceiveError::io("go on")(std::io::Error::other("crash")));
+        }
+        Ok(())
+    }
+
+    #[cfg(not(test))]
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "the test build fails here on demand"
+    )]
+    const fn step(&self, _: Step) -> Result<(), ReceiveError> {
+        Ok(())
+    }
+}

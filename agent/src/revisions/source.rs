@@ -1,0 +1,358 @@
+//! Fetching from an upstream: its objects are copied into a pack, and the pack goes to the door.
+//!
+//! A path or `file://` URL is opened directly. No program is started and nothing of the other
+//! repository's configuration is followed: its branch is read, and its objects, each re-hashed. Git's
+//! own way would run `git-upload-pack` as configured over there. Other transports come later.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use mcp_spec::name::NodeName;
+use mcp_spec::revision::CommitId;
+use thiserror::Error;
+
+use super::durable;
+use super::history::Verification;
+use super::limits::{Clockwork, Limits};
+use super::objects::{Id, Objects};
+use super::pack::{self, PackWriteError};
+use super::trees;
+use super::{Accepted, ReceiveError, RevisionStore};
+
+/// Why nothing could be fetched.
+#[derive(Debug, Error)]
+pub enum FetchError {
+    /// A transport that does not exist yet.
+    #[error(
+        "`{url}` needs {transport}, which is not supported yet: use an absolute path or a file:// URL"
+    )]
+    Transport {
+        /// The source.
+        url: String,
+        /// What it would need.
+        transport: String,
+    },
+    /// Not a way to name a source.
+    #[error("`{url}` is no source: use an absolute path or a file:// URL")]
+    Url {
+        /// The source.
+        url: String,
+    },
+    /// No repository there.
+    #[error("there is no git repository at {}: {reason}", path.display())]
+    NoRepository {
+        /// Where.
+        path: PathBuf,
+        /// What git's library said.
+        reason: String,
+    },
+    /// A repository that borrows its objects.
+    #[error("{} borrows objects from another repository; repack it with `git repack -a -d` and remove objects/info/alternates", path.display())]
+    Borrows {
+        /// Where.
+        path: PathBuf,
+    },
+    /// No such branch, or no name for one.
+    #[error("{} has no branch `{branch}`", path.display())]
+    NoBranch {
+        /// Where.
+        path: PathBuf,
+        /// The branch.
+        branch: String,
+    },
+    /// What was fetched is refused.
+    #[error(transparent)]
+    Refused(#[from] ReceiveError),
+}
+
+impl FetchError {
+    /// What the operator can do about it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Refused(refused) => refused.hint(),
+            Self::NoBranch { .. } => "push to that branch, or set `[source] branch`".to_owned(),
+            _ => "check `[source] url` in the agent's configuration".to_owned(),
+        }
+    }
+
+    /// The refusal's name, for events and audit.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Transport { .. } => "unsupported-transport",
+            Self::Url { .. } => "bad-url",
+            Self::NoRepository { .. } => "no-repository",
+            Self::Borrows { .. } => "borrowed-objects",
+            Self::NoBranch { .. } => "no-branch",
+            Self::Refused(refused) => refused.name(),
+        }
+    }
+}
+
+impl RevisionStore {
+    /// Fetches a branch of another repository and takes it through the door. `None` where it stands
+    /// at the head already.
+    ///
+    /// # Errors
+    ///
+    /// [`FetchError`]; `Refused` with the door's own reason, and nothing has changed.
+    pub fn fetch_source(
+        &self,
+        url: &str,
+        branch: &str,
+        node: &NodeName,
+        limits: &Limits,
+        now: Timestamp,
+    ) -> Result<Option<Accepted>, FetchError> {
+        let path = local_path(url)?;
+        let (objects_dir, tip) = branch_tip(&path, branch)?;
+        let _door = self.lock_door();
+        let head = self.head();
+        if let Some(accepted) = self.answered_by_head(head, tip)? {
+            return Ok((accepted.previous != Some(accepted.head)).then_some(accepted));
+        }
+        let dir = self.quarantine_dir();
+        durable::create_dir(&dir).map_err(ReceiveError::io("make the quarantine"))?;
+        let scratch = tempfile::Builder::new()
+            .prefix("fetch-")
+            .tempdir_in(&dir)
+            .map_err(ReceiveError::io("make the quarantine"))?;
+        let fetched = scratch.path().join("fetched");
+        self.copy_objects(&objects_dir, tip, &fetched, limits)?;
+        let pack = File::open(&fetched).map_err(ReceiveError::io("read the fetched pack"))?;
+        // The name can go: the open file stays until it is read, and no more is left than needed.
+        fs::remove_file(&fetched).map_err(ReceiveError::io("clear the quarantine"))?;
+        Ok(Some(self.receive_locked(pack, tip, node, limits, now)?))
+    }
+
+    /// Writes a pack of what leads from our history to the tip.
+    fn copy_objects(
+        &self,
+        objects_dir: &Path,
+        tip: CommitId,
+        to: &Path,
+        limits: &Limits,
+    ) -> Result<(), ReceiveError> {
+        let clock = Clockwork::start(limits);
+        let limit = usize::try_from(limits.object_bytes).unwrap_or(usize::MAX);
+        let theirs = Objects::open(objects_dir, limit)
+            .map_err(ReceiveError::io("open the source's objects"))?;
+        let ours = Objects::open(&self.objects_dir(), limit)
+            .map_err(ReceiveError::io("open the repository"))?;
+        let state = self.read_state();
+        let trust = self.trust();
+        let verification = |objects| Verification {
+            objects,
+            accepted: &state.accepted,
+            trust: &trust,
+            limits,
+            clock: &clock,
+            denylist: true,
+        };
+        let new = verification(&theirs).new_commits(tip)?;
+        let mut held = std::collections::HashSet::new();
+        if let Some(head) = state.head {
+            let tree = verification(&ours).tree_of(head)?;
+            trees::reach(
+                &ours,
+                head,
+                &tree,
+                &mut held,
+                &mut Vec::new(),
+                limits,
+                &clock,
+            )?;
+        }
+        let mut ids: Vec<Id> = new
+            .commits()
+            .map(|(commit, _)| *commit.as_bytes())
+            .collect();
+        for (commit, tree) in new.commits() {
+            trees::reach(&theirs, commit, &tree, &mut held, &mut ids, limits, &clock)?;
+        }
+        let file = File::create_new(to).map_err(ReceiveError::io("write the fetched pack"))?;
+        let mut bounded = Bounded {
+            inner: io::BufWriter::new(file),
+            left: limits.pack_bytes,
+            exceeded: false,
+        };
+        let written = pack::write(&theirs, &ids, &mut bounded);
+        if bounded.exceeded {
+            return Err(ReceiveError::TooLarge {
+                what: "the pack's bytes",
+                limit: limits.pack_bytes,
+            });
+        }
+        written.map_err(|error| match error {
+            PackWriteError::Object(source) => ReceiveError::object(tip, "an object", source),
+            PackWriteError::Io(source) => ReceiveError::io("write the fetched pack")(source),
+            other => ReceiveError::Corrupt {
+                reason: other.to_string(),
+            },
+        })
+    }
+}
+
+struct Bounded<W> {
+    inner: W,
+    left: u64,
+    exceeded: bool,
+}
+
+impl<W: Write> Write for Bounded<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        match self.left.checked_sub(count as u64) {
+            Some(left) => self.left = left,
+            None => {
+                self.exceeded = true;
+                return Err(io::Error::other("the pack is too large"));
+            }
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// The path that a source names.
+fn local_path(url: &str) -> Result<PathBuf, FetchError> {
+    let bad = || FetchError::Url {
+        url: url.to_owned(),
+    };
+    if url.chars().any(char::is_control) {
+        return Err(FetchError::Url {
+            url: url.escape_default().collect(),
+        });
+    }
+    if url.starts_with('/') {
+        return Ok(PathBuf::from(url));
+    }
+    if let Some((scheme, rest)) = url.split_once("://") {
+        if scheme != "file" {
+            return Err(FetchError::Transport {
+                url: url.to_owned(),
+                transport: format!("the transport {scheme}"),
+            });
+        }
+        let path = rest.strip_prefix("localhost").unwrap_or(rest);
+        return if path.starts_with('/') {
+            percent_decoded(path).map(PathBuf::from).ok_or_else(bad)
+        } else {
+            Err(bad())
+        };
+    }
+    // What git takes for `host:path`.
+    let host = url.split('/').next().unwrap_or_default();
+    if host.contains(':') {
+        return Err(FetchError::Transport {
+            url: url.to_owned(),
+            transport: "the transport ssh".to_owned(),
+        });
+    }
+    Err(bad())
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        if *first == b'%' {
+            let (digits, after) = after.split_at_checked(2)?;
+            let mut byte = [0];
+            hex::decode_to_slice(digits, &mut byte).ok()?;
+            if byte[0] == 0 {
+                return None;
+            }
+            bytes.extend(byte);
+            rest = after;
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// Where the other repository's objects are, and where its branch stands.
+fn branch_tip(path: &Path, branch: &str) -> Result<(PathBuf, CommitId), FetchError> {
+    // Isolated: nothing of this user's or the system's configuration. Another owner is expected,
+    // and gives the other repository's own configuration no say.
+    let options = gix::open::Options::isolated().with(gix::sec::Trust::Reduced);
+    let repository = gix::open_opts(path, options).map_err(|error| FetchError::NoRepository {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
+    let objects = repository.common_dir().join("objects");
+    if objects.join("info/alternates").symlink_metadata().is_ok() {
+        return Err(FetchError::Borrows {
+            path: path.to_owned(),
+        });
+    }
+    let missing = || FetchError::NoBranch {
+        path: path.to_owned(),
+        branch: branch
+            .chars()
+            .take(200)
+            .flat_map(char::escape_default)
+            .collect(),
+    };
+    let name = format!("refs/heads/{branch}");
+    let name: gix::refs::FullName = name.as_str().try_into().map_err(|_| missing())?;
+    let mut reference = repository
+        .try_find_reference(name.as_ref())
+        .ok()
+        .flatten()
+        .ok_or_else(missing)?;
+    let id = reference.peel_to_id().map_err(|_| missing())?.detach();
+    let id = <[u8; 20]>::try_from(id.as_bytes()).map_err(|_| missing())?;
+    Ok((objects, CommitId::from_bytes(id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_is_a_path_or_a_file_url() {
+        assert_eq!(local_path("/srv/a b").unwrap(), PathBuf::from("/srv/a b"));
+        assert_eq!(
+            local_path("file:///srv/a%20b").unwrap(),
+            PathBuf::from("/srv/a b")
+        );
+        assert_eq!(
+            local_path("file://localhost/srv").unwrap(),
+            PathBuf::from("/srv")
+        );
+        for url in [
+            "https://example.net/x.git",
+            "ssh://h/x",
+            "git@example.net:x.git",
+            "ext::sh -c x",
+        ] {
+            assert!(
+                matches!(local_path(url), Err(FetchError::Transport { .. })),
+                "{url}"
+            );
+        }
+        for url in [
+            "",
+            "relative",
+            "./x",
+            "file://other/x",
+            "file:///%0",
+            "file:///%00",
+            "/a\nb",
+        ] {
+            assert!(
+                matches!(local_path(url), Err(FetchError::Url { .. })),
+                "{url}"
+            );
+        }
+    }
+}

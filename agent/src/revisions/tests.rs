@@ -1,0 +1,8 @@
+//! The door, tried with repositories that stock git and ssh-keygen make.
+
+mod accept;
+mod crash;
+mod hostile;
+mod refuse;
+mod scene;
+mod source;

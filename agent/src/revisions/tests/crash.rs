@@ -1,0 +1,225 @@
+//! A crash before each step of a promotion, and files that were lost or set back.
+
+use std::fs;
+
+use super::super::door::Step;
+use super::super::{HighWaterTrouble, OpenError, ReceiveError, RevisionStore};
+use super::scene::{OWNER, Scene, definition};
+
+const STEPS: [Step; 5] = [
+    Step::MovePack,
+    Step::MoveIndex,
+    Step::WriteMark,
+    Step::MoveHead,
+    Step::AppendAccepted,
+];
+
+fn crash(scene: &Scene, step: Step) {
+    *scene.store.crash_before.lock().unwrap() = Some(step);
+    assert!(matches!(scene.push(), Err(ReceiveError::Io { .. })));
+    // The running agent stops taking changes, since the mark may be ahead.
+    assert_eq!(scene.push().unwrap_err().name(), "halted");
+    assert!(scene.store.confirm().is_err());
+}
+
+#[test]
+fn crash_at_any_step_of_the_first_push_heals_at_the_next_start() {
+    for step in STEPS {
+        let mut scene = Scene::new();
+        crash(&scene, step);
+        scene.restart();
+        assert_eq!(scene.store.trouble(), None, "{step:?}");
+        let finished = matches!(step, Step::MoveHead | Step::AppendAccepted);
+        assert_eq!(
+            scene.store.head(),
+            finished.then(|| scene.tip()),
+            "{step:?}"
+        );
+        scene.push().unwrap();
+        assert_eq!(scene.store.accepted_since(None).unwrap().len(), 1);
+        scene.restart();
+        assert_eq!(scene.store.head(), Some(scene.tip()));
+    }
+}
+
+#[test]
+fn crash_at_any_step_of_a_later_push_heals_and_healing_twice_changes_nothing() {
+    for step in STEPS {
+        let mut scene = Scene::new();
+        scene.push().unwrap();
+        let first = scene.tip();
+        scene.commit(Some("kyle"), "second");
+        scene.write("services/shop.toml", &definition("shop", "v3"));
+        let tip = scene.commit(Some("kyle"), "third");
+        crash(&scene, step);
+        scene.restart();
+        let finished = matches!(step, Step::MoveHead | Step::AppendAccepted);
+        assert_eq!(
+            scene.store.head(),
+            Some(if finished { tip } else { first }),
+            "{step:?}"
+        );
+        let count = scene.store.accepted_since(None).unwrap().len();
+        assert_eq!(count, if finished { 3 } else { 1 });
+        let before = scene.fingerprint();
+        scene.restart();
+        scene.assert_untouched(&before);
+        scene.push().unwrap();
+        assert_eq!(scene.store.head(), Some(tip));
+        assert_eq!(scene.store.accepted_since(Some(first)).unwrap().len(), 2);
+        scene.command("git", &["fsck", "--full"], &scene.store.repository());
+    }
+}
+
+#[test]
+fn mark_ahead_by_what_was_never_verified_stops_changes() {
+    let mut scene = Scene::new();
+    scene.push().unwrap();
+    let head = scene.tip();
+    let forged = scene.commit(Some("eve"), "forged");
+    // Its objects are there, as after a break-in, and the mark names it.
+    let pack = scene.pack(Some(head), forged);
+    scene.feed(
+        "git",
+        &["unpack-objects", "-q"],
+        &scene.store.repository(),
+        &pack,
+    );
+    fs::write(scene.data().join("high-water"), format!("{forged}\n")).unwrap();
+    scene.restart();
+    assert!(matches!(
+        scene.store.trouble(),
+        Some(HighWaterTrouble::Unverified { .. })
+    ));
+    assert_eq!(scene.store.head(), Some(head));
+    assert!(scene.store.read_definitions(head).is_ok());
+    assert!(scene.store.read_definitions(forged).is_err());
+    scene.git(&["reset", "-q", "--hard", &head.to_string()]);
+    scene.commit(Some("kyle"), "next");
+    assert_eq!(scene.push().unwrap_err().name(), "halted");
+    scene.store.confirm().unwrap();
+    scene.push().unwrap();
+}
+
+#[test]
+fn head_that_was_set_back_stops_changes_until_confirmed() {
+    let mut scene = Scene::new();
+    scene.push().unwrap();
+    let first = scene.tip();
+    let second = scene.commit(Some("kyle"), "second");
+    scene.push().unwrap();
+    let head = scene.store.repository().join("refs/mcp/head");
+
+    // The ref alone is older: the mark is ahead by a verified descendant, and heals it.
+    fs::write(&head, format!("{first}\n")).unwrap();
+    scene.restart();
+    assert_eq!(scene.store.head(), Some(second));
+
+    // The mark is older than the ref: somebody put an old file back.
+    fs::write(scene.data().join("high-water"), format!("{first}\n")).unwrap();
+    scene.restart();
+    assert!(matches!(
+        scene.store.trouble(),
+        Some(HighWaterTrouble::Diverged { .. })
+    ));
+    scene.store.confirm().unwrap();
+    scene.restart();
+    assert_eq!(scene.store.trouble(), None);
+
+    fs::remove_file(scene.data().join("high-water")).unwrap();
+    scene.restart();
+    assert!(matches!(
+        scene.store.trouble(),
+        Some(HighWaterTrouble::MarkMissing { .. })
+    ));
+    scene.store.confirm().unwrap();
+    fs::write(scene.data().join("high-water"), "garbage").unwrap();
+    scene.restart();
+    assert!(matches!(
+        scene.store.trouble(),
+        Some(HighWaterTrouble::MarkGarbled)
+    ));
+}
+
+#[test]
+fn emptied_repository_is_not_filled_with_another_history() {
+    let mut scene = Scene::new();
+    scene.push().unwrap();
+    fs::remove_dir_all(scene.store.repository()).unwrap();
+    let missing = RevisionStore::open(&scene.data(), scene.trust(&[OWNER]));
+    assert!(matches!(missing, Err(OpenError::Missing { .. })));
+    RevisionStore::init(&scene.data()).unwrap();
+    scene.restart();
+    assert!(matches!(
+        scene.store.trouble(),
+        Some(HighWaterTrouble::Emptied)
+    ));
+    let tip = scene.tip();
+    let refused = scene.receive(&scene.pack(None, tip), None, tip);
+    assert_eq!(refused.unwrap_err().name(), "halted");
+}
+
+#[test]
+fn lost_list_of_accepted_commits_is_rebuilt() {
+    let mut scene = Scene::new();
+    scene.push().unwrap();
+    scene.commit(Some("kyle"), "second");
+    scene.push().unwrap();
+    let list = scene.data().join("accepted-commits");
+    let whole = fs::read(&list).unwrap();
+    for damaged in [
+        None,
+        Some(&b"garbage\n"[..]),
+        Some(&whole[..whole.len() - 3]),
+    ] {
+        match damaged {
+            None => fs::remove_file(&list).unwrap(),
+            Some(bytes) => fs::write(&list, bytes).unwrap(),
+        }
+        scene.restart();
+        assert_eq!(scene.store.trouble(), None);
+        assert_eq!(fs::read(&list).unwrap(), whole);
+        assert_eq!(scene.store.accepted_since(None).unwrap().len(), 2);
+    }
+}
+
+#[test]
+fn leftovers_of_a_crash_are_cleared_at_start() {
+    let mut scene = Scene::new();
+    scene.push().unwrap();
+    let before = scene.fingerprint();
+    let repository = scene.store.repository();
+    for path in [
+        "refs/mcp/head.lock",
+        "objects/pack/pack-1.pack",
+        "config.lock",
+    ] {
+        fs::write(repository.join(path), "stale").unwrap();
+    }
+    fs::write(scene.data().join("high-water.lock"), "stale").unwrap();
+    fs::create_dir_all(scene.data().join("quarantine/pack-x")).unwrap();
+    fs::write(scene.data().join("quarantine/pack-x/incoming"), "stale").unwrap();
+    scene.restart();
+    scene.assert_untouched(&before);
+    scene.commit(Some("kyle"), "next");
+    scene.push().unwrap();
+}
+
+#[test]
+fn repository_that_borrows_or_replaces_objects_is_not_opened() {
+    let scene = Scene::new();
+    scene.push().unwrap();
+    for path in [
+        "objects/info/alternates",
+        "shallow",
+        "info/grafts",
+        "refs/replace",
+    ] {
+        let path = scene.store.repository().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "").unwrap();
+        let refused = RevisionStore::open(&scene.data(), scene.trust(&[OWNER]));
+        assert!(matches!(refused, Err(OpenError::Foreign { .. })));
+        fs::remove_file(&path).unwrap();
+    }
+}

@@ -1,0 +1,150 @@
+//! Fetching from another repository goes through the same door.
+
+use std::fs;
+
+use super::super::{Accepted, FetchError, Limits, ReceiveError};
+use super::scene::{OWNER, Scene, definition, node, now};
+
+fn fetch(scene: &Scene, url: &str, branch: &str) -> Result<Option<Accepted>, FetchError> {
+    let limits = Limits::default();
+    scene
+        .store
+        .fetch_source(url, branch, &node(), &limits, now())
+}
+
+fn fetch_work(scene: &Scene) -> Result<Option<Accepted>, FetchError> {
+    fetch(scene, scene.work().to_str().unwrap(), "main")
+}
+
+#[test]
+fn source_is_fetched_through_the_door() {
+    let scene = Scene::new();
+    let accepted = fetch_work(&scene).unwrap().unwrap();
+    assert_eq!(accepted.head, scene.tip());
+    assert!(fetch_work(&scene).unwrap().is_none());
+    scene.write("services/shop.toml", &definition("shop", "v2"));
+    scene.commit(Some("kyle"), "v2");
+    scene.write("services/shop.toml", &definition("shop", "v1"));
+    scene.commit(Some("kyle"), "back to what was");
+    scene.git(&["gc", "-q"]);
+    let url = format!("file://{}", scene.work().display());
+    let accepted = fetch(&scene, &url, "main").unwrap().unwrap();
+    assert_eq!(accepted.new_commits.len(), 2);
+    assert_eq!(scene.store.head(), Some(scene.tip()));
+    scene.command(
+        "git",
+        &["fsck", "--full", "--strict"],
+        &scene.store.repository(),
+    );
+}
+
+#[test]
+fn bare_repository_with_packed_refs_is_fetched() {
+    let scene = Scene::new();
+    scene.command(
+        "git",
+        &["clone", "-q", "--bare", "work", "up.git"],
+        scene.dir.path(),
+    );
+    let up = scene.dir.path().join("up.git");
+    scene.command("git", &["pack-refs", "--all"], &up);
+    let accepted = fetch(&scene, up.to_str().unwrap(), "main")
+        .unwrap()
+        .unwrap();
+    assert_eq!(accepted.head, scene.tip());
+}
+
+#[test]
+fn refusals_of_a_fetch_are_those_of_a_push() {
+    let scene = Scene::new();
+    fetch_work(&scene).unwrap();
+    let first = scene.tip();
+    scene.commit(None, "unsigned");
+    let before = scene.fingerprint();
+    assert!(matches!(
+        fetch_work(&scene),
+        Err(FetchError::Refused(ReceiveError::Unsigned { .. }))
+    ));
+    scene.assert_untouched(&before);
+
+    scene.git(&["reset", "-q", "--hard", &first.to_string()]);
+    scene.commit(Some("kyle"), "second");
+    fetch_work(&scene).unwrap();
+    scene.git(&["reset", "-q", "--hard", &first.to_string()]);
+    let before = scene.fingerprint();
+    assert_eq!(fetch_work(&scene).unwrap_err().name(), "older");
+    scene.git(&["checkout", "-q", "--orphan", "other"]);
+    scene.commit(Some(OWNER), "unrelated");
+    let url = scene.work().display().to_string();
+    assert_eq!(
+        fetch(&scene, &url, "other").unwrap_err().name(),
+        "unrelated"
+    );
+    scene.assert_untouched(&before);
+}
+
+#[test]
+fn source_that_cannot_be_fetched_is_named() {
+    let scene = Scene::new();
+    let url = scene.work().display().to_string();
+    assert!(matches!(
+        fetch(&scene, &url, "nope"),
+        Err(FetchError::NoBranch { .. })
+    ));
+    assert!(matches!(
+        fetch(&scene, &url, "../../x"),
+        Err(FetchError::NoBranch { .. })
+    ));
+    assert!(matches!(
+        fetch(&scene, "/nonexistent", "main"),
+        Err(FetchError::NoRepository { .. })
+    ));
+    let error = fetch(&scene, "https://example.net/x.git", "main").unwrap_err();
+    assert!(error.to_string().contains("https"), "{error}");
+    fs::write(
+        scene.work().join(".git/objects/info/alternates"),
+        "/elsewhere\n",
+    )
+    .unwrap();
+    assert!(matches!(
+        fetch(&scene, &url, "main"),
+        Err(FetchError::Borrows { .. })
+    ));
+}
+
+#[test]
+fn source_runs_no_program_that_its_configuration_names() {
+    let scene = Scene::new();
+    let canary = scene.dir.path().join("canary");
+    let command = format!("touch {}", canary.display());
+    for key in [
+        "core.fsmonitor",
+        "core.sshCommand",
+        "uploadpack.packObjectsHook",
+        "core.hooksPath",
+    ] {
+        scene.git(&["config", key, &command]);
+    }
+    fetch_work(&scene).unwrap().unwrap();
+    assert!(!canary.exists());
+}
+
+#[test]
+fn source_that_lies_about_an_object_is_refused() {
+    let scene = Scene::new();
+    let blob = scene.git(&["rev-parse", "HEAD:services/shop.toml"]);
+    let other = scene.hash_object("blob", b"something else\n");
+    let path = |id: &str| {
+        let id = id.trim();
+        scene
+            .work()
+            .join(".git/objects")
+            .join(&id[..2])
+            .join(&id[2..])
+    };
+    fs::remove_file(path(&blob)).unwrap();
+    fs::copy(path(&other), path(&blob)).unwrap();
+    let before = scene.fingerprint();
+    assert_eq!(fetch_work(&scene).unwrap_err().name(), "bad-object");
+    scene.assert_untouched(&before);
+}
