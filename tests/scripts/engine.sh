@@ -6,6 +6,7 @@
 #   engine.sh kill DIR                      SIGKILL to the engine's service alone; its containers live on
 #   engine.sh up DIR                        the service again, after `kill`
 #   engine.sh exec DIR COMMAND...           runs COMMAND where the engine lives, with its client set up
+#   engine.sh net DIR COMMAND...            runs COMMAND in the engine's network, as the caller
 #   engine.sh image DIR NAME ROOTFS [CHANGE...]   imports a root file system as image NAME
 #   engine.sh user DIR                      the user that an agent of this engine runs as
 #
@@ -20,7 +21,7 @@ self=$(readlink -f "$0")
 test_user=mcp-test
 
 die() { echo "engine.sh: $*" >&2; exit 1; }
-usage() { sed -n '2,12s/^# \{0,1\}//p' "$self" >&2; exit 64; }
+usage() { sed -n '2,13s/^# \{0,1\}//p' "$self" >&2; exit 64; }
 is_root() { [ "$(id -u)" = 0 ]; }
 
 # --- What is known about an engine: its DIR ---------------------------------------------------------
@@ -363,6 +364,7 @@ case $command in
     kill) cmd_kill "$1" ;;
     up) cmd_up "$1" ;;
     exec) load "$1"; shift; inside "$@" ;;
+    net) load "$1"; shift; if alive "$holder"; then exec nsenter --target "$holder" --net "$@"; else exec "$@"; fi ;;
     image) [ $# -ge 3 ] || usage; cmd_image "$@" ;;
     user) load "$1"; echo "$user" ;;
     *) usage ;;

@@ -29,12 +29,14 @@ netavark netavark
 aardvark-dns aardvark-dns
 iptables iptables
 newuidmap uidmap
+catatonit catatonit
 slirp4netns slirp4netns
 fuse-overlayfs fuse-overlayfs
 docker-registry docker-registry'
 docker='
 dockerd docker.io
 docker docker.io
+apparmor_parser apparmor
 runc runc
 iptables iptables
 docker-registry docker-registry'

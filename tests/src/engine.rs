@@ -294,6 +294,34 @@ impl Engine {
         script(&all)
     }
 
+    /// A command that talks to this engine as its own command line does: in its namespaces, as its user.
+    ///
+    /// # Errors
+    ///
+    /// Where the engine's environment cannot be told.
+    pub fn client_command(&self, program: &str) -> Result<Command> {
+        let environment = script(&["exec".as_ref(), self.dir.as_os_str(), "env".as_ref()])?;
+        let mut command = match std::fs::read_to_string(self.dir.join("holder.pid")) {
+            Ok(holder) => {
+                let mut command = Command::new("nsenter");
+                command.args(["--target", holder.trim(), "--net", "--mount"]);
+                if self.lane == Lane::PodmanRootless {
+                    command.arg("setpriv").arg(format!("--reuid={}", self.user));
+                    command
+                        .arg(format!("--regid={}", self.user))
+                        .arg("--init-groups");
+                }
+                command.arg(program);
+                command
+            }
+            Err(_) => Command::new(program),
+        };
+        command
+            .env_clear()
+            .envs(environment.lines().filter_map(|line| line.split_once('=')));
+        Ok(command)
+    }
+
     /// A client of the engine's API, for assertions from outside.
     ///
     /// # Errors

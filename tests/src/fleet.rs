@@ -69,8 +69,11 @@ impl Output {
     /// # Panics
     ///
     /// Where it is another; the message shows the whole answer.
-    #[must_use]
     #[track_caller]
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "most callers only want the check"
+    )]
     pub fn exits(self, code: i32) -> Output {
         assert!(self.code == Some(code), "expected exit {code} from {self}");
         self
@@ -734,4 +737,20 @@ fn collect(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<Stri
         drop(pipe.read_to_end(&mut bytes));
         String::from_utf8_lossy(&bytes).into_owned()
     })
+}
+
+/// The row of a component in an array of JSON objects, whether it is named `api` or `shop/api` there.
+///
+/// # Panics
+///
+/// Where there is none.
+#[must_use]
+#[track_caller]
+pub fn row<'a>(rows: &'a Value, component: &str) -> &'a Value {
+    let found = rows.as_array().into_iter().flatten().find(|row| {
+        row["component"]
+            .as_str()
+            .is_some_and(|name| name.rsplit('/').next() == Some(component))
+    });
+    found.unwrap_or_else(|| panic!("no component {component:?} in {rows}"))
 }

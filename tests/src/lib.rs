@@ -5,6 +5,7 @@
 //! of a rule for each lane. A lane whose engine does not start fails its tests; none is passed over.
 
 pub mod binaries;
+pub mod definitions;
 pub mod engine;
 pub mod fleet;
 pub mod registry;

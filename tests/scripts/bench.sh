@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Measures deployments beside the engine's raw API and beside installed peers; arguments go to the bench.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+tests/scripts/install-deps.sh all
+[ "$(id -u)" = 0 ] || { echo "hint: sudo env \"PATH=\$PATH\" make bench" >&2; exit 1; }
+cargo build --quiet --release --locked --package mcp --package mcp-agent --bins
+MCP_BIN_DIR=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)/release
+export MCP_BIN_DIR
+exec cargo bench --quiet --locked --package mcp-tests --bench deploy -- "$@"
