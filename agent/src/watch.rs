@@ -1,0 +1,18 @@
+//! Watching: what runs, and how it differs from what was deployed.
+//!
+//! [`Watch`] holds the current [`Snapshot`] and asks the engine for a new one; [`Sightings`] takes in
+//! what deployments see of containers, so that nothing is asked twice; [`Busy`] says which services are
+//! being changed, since nothing follows from what is seen of those.
+//!
+//! The engine's events are hints that cause one fresh look at the containers concerned; a full list at
+//! every resync is the truth. A pidfd tells of a death at once, and overrides a look for that
+//! container and start: inspect goes on saying that it runs for 10 to 50 ms.
+
+mod busy;
+mod current;
+pub mod process;
+mod snapshot;
+
+pub use busy::{Busy, BusyGuard};
+pub use current::{Sightings, Watch};
+pub use snapshot::{EngineState, Snapshot};
