@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::auth::Role;
 
 mod file;
+pub(crate) use file::socket_path;
 #[cfg(test)]
 mod tests;
 

@@ -1,8 +1,304 @@
 //! The MCP agent: verifies revisions, plans and deploys them, and watches what runs.
+//!
+//! [`run`] builds the agent from its configuration: one task each for accepting, serving, watching
+//! and so on, in one set under one cancellation. A task that ends with an error ends the agent, and
+//! systemd starts it anew; an engine that is away is a state and ends nothing.
+
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 pub mod auth;
+pub mod check;
 pub mod clock;
 pub mod config;
+pub mod init;
+pub mod lock;
+pub mod node;
 pub mod revisions;
+pub mod rpc;
 pub mod runtime;
+pub mod tls;
 pub mod watch;
+
+use auth::issuer::{Issuer, IssuerKeyError};
+use auth::token::{JwkError, TrustedIssuer, Verifier, read_jwks};
+use config::{AuthConfig, Config};
+use lock::{DataDirLock, LockError};
+use tls::{Certificate, CertificateError};
+
+/// How long running calls may take to end once the agent was told to.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What every call and every task shares.
+#[derive(Debug)]
+pub struct Agent {
+    /// The checked configuration.
+    pub config: Config,
+    /// When this process began.
+    pub started_at: Timestamp,
+    /// Believes the right tokens.
+    pub verifier: Arc<Verifier>,
+}
+
+/// Why the agent does not start, or why it ended.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Another agent has the data directory, or it is not there.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// The issuers cannot be used.
+    #[error(transparent)]
+    Issuers(#[from] IssuersError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {listen}")]
+    Listen {
+        /// The configured address.
+        listen: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The API's server ended.
+    #[error("the API's server failed")]
+    Serve(#[from] tonic::transport::Error),
+    /// A task panicked or was lost.
+    #[error("the task {task} died")]
+    Task {
+        /// Its name.
+        task: &'static str,
+        /// How.
+        source: tokio::task::JoinError,
+    },
+}
+
+impl RunError {
+    /// The mend.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Lock(error) => error.hint(),
+            Self::Certificate(error) => error.hint(),
+            Self::Issuers(error) => error.hint(),
+            Self::Listen { .. } => {
+                "see who has it: ss -ltnp; or change listen in agent.toml".to_owned()
+            }
+            Self::Serve(_) | Self::Task { .. } => {
+                "start the agent again; its log tells what came before".to_owned()
+            }
+        }
+    }
+}
+
+/// Why the keys of the token issuers cannot be used.
+#[derive(Debug, Error)]
+pub enum IssuersError {
+    /// The built-in issuer's.
+    #[error(transparent)]
+    Own(#[from] IssuerKeyError),
+    /// The external issuer's file cannot be read.
+    #[error("cannot read the issuer's public key {}", file.display())]
+    Read {
+        /// The file.
+        file: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The external issuer's file is refused.
+    #[error("the issuer's public key {} is refused", file.display())]
+    Jwk {
+        /// The file.
+        file: std::path::PathBuf,
+        /// Why.
+        source: JwkError,
+    },
+}
+
+impl IssuersError {
+    /// The mend.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Own(_) => "mcp-agent init writes this key; restore it from a backup".to_owned(),
+            Self::Read { .. } | Self::Jwk { .. } => {
+                "put the issuer's Ed25519 key as a JWK into the file that auth.jwks names"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+/// The verifier that a configuration asks for: the built-in issuer, and the external one.
+///
+/// # Errors
+///
+/// [`IssuersError`] where a key cannot be used.
+pub fn verifier(config: &Config) -> Result<Verifier, IssuersError> {
+    let AuthConfig {
+        external,
+        audience,
+        max_age,
+    } = &config.auth;
+    let mut issuers = vec![Issuer::load(&config.node, &config.issuer_key())?.trusted()];
+    if let Some(external) = external {
+        let file = &external.jwks;
+        let text = std::fs::read_to_string(file).map_err(|source| IssuersError::Read {
+            file: file.clone(),
+            source,
+        })?;
+        let read = read_jwks(&text).map_err(|source| IssuersError::Jwk {
+            file: file.clone(),
+            source,
+        })?;
+        issuers.push(TrustedIssuer {
+            issuer: external.issuer.clone(),
+            keys: read.keys,
+            roles: external.roles.clone(),
+        });
+    }
+    Ok(Verifier {
+        node: config.node.clone(),
+        audience: audience.clone(),
+        max_age: *max_age,
+        issuers,
+    })
+}
+
+/// Runs the agent until `shutdown`, then lets running calls end.
+///
+/// `ready` is called once, with the address that it listens on and the engine's name and version.
+///
+/// # Errors
+///
+/// [`RunError`] where it cannot start, or where one of its tasks ended.
+pub async fn run(
+    config: Config,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(SocketAddr, &str),
+) -> Result<(), RunError> {
+    let _lock = DataDirLock::take(&config.data_dir)?;
+    let certificate = Arc::new(Certificate::load(&config.tls)?);
+    let verifier = Arc::new(verifier(&config)?);
+    let listen = config.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|source| RunError::Listen { listen, source })?;
+    let address = listener
+        .local_addr()
+        .map_err(|source| RunError::Listen { listen, source })?;
+    let agent = Arc::new(Agent {
+        started_at: Timestamp::now(),
+        verifier,
+        config,
+    });
+
+    let mut tasks = Tasks::new(shutdown);
+    let (accepting, incoming) = tls::accept(
+        listener,
+        Arc::new(tls::server_config(certificate)),
+        tasks.shutdown.child_token(),
+    );
+    tasks.spawn("accept", async {
+        accepting.await;
+        Ok(())
+    });
+    tasks.spawn(
+        "serve",
+        serve(Arc::clone(&agent), incoming, tasks.shutdown.child_token()),
+    );
+    ready(address, "engine unknown");
+    tasks.finish().await
+}
+
+async fn serve(
+    agent: Arc<Agent>,
+    incoming: tls::Incoming,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    Ok(rpc::serve(agent, incoming, shutdown).await?)
+}
+
+/// The agent's tasks: the first that ends, or the cancellation, ends them all.
+struct Tasks {
+    set: JoinSet<(&'static str, Result<(), RunError>)>,
+    shutdown: CancellationToken,
+}
+
+impl Tasks {
+    fn new(shutdown: CancellationToken) -> Self {
+        Self {
+            set: JoinSet::new(),
+            shutdown,
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), RunError>> + Send + 'static,
+    ) {
+        self.set.spawn(async move { (name, task.await) });
+    }
+
+    async fn finish(mut self) -> Result<(), RunError> {
+        let first = tokio::select! {
+            // Nothing is lost by cancelling either: the set keeps what it has.
+            () = self.shutdown.cancelled() => None,
+            ended = self.set.join_next() => ended,
+        };
+        let mut result = Ok(());
+        let mut keep = |ended: Result<(&'static str, Result<(), RunError>), _>| match ended {
+            Ok((task, Ok(()))) => tracing::debug!(task, "ended"),
+            Ok((task, Err(error))) => {
+                tracing::error!(task, error = %error_chain(&error), "failed");
+                if result.is_ok() {
+                    result = Err(error);
+                }
+            }
+            Err(source) => {
+                if result.is_ok() {
+                    result = Err(RunError::Task {
+                        task: "agent",
+                        source,
+                    });
+                }
+            }
+        };
+        if let Some(ended) = first {
+            keep(ended);
+        }
+        self.shutdown.cancel();
+        let rest = async {
+            while let Some(ended) = self.set.join_next().await {
+                keep(ended);
+            }
+        };
+        if tokio::time::timeout(GRACE, rest).await.is_err() {
+            tracing::warn!("calls were still running and are cut off");
+        }
+        result
+    }
+}
+
+/// An error with its causes, in one line for a log.
+#[must_use]
+pub fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,1 +1,368 @@
-fn main() {}
+//! `mcp-agent`: the command line of the agent.
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use jiff::Timestamp;
+use mcp_agent::auth::Role;
+use mcp_agent::auth::issuer::{Grant, Issuer};
+use mcp_agent::check::{Row, Verdict, check};
+use mcp_agent::config::{Config, DEFAULT_DATA_DIR, DEFAULT_LISTEN, DEFAULT_SERVICES_DIR, Engine};
+use mcp_agent::init::{InitOptions, Initialised, init};
+use mcp_spec::duration::Span;
+use mcp_spec::name::{NodeName, ServiceName};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// Longest life of a token of the built-in issuer: a working week.
+const MAX_TTL: Span = Span::from_secs(7 * 24 * 3600);
+
+/// The agent of the Metacircular Control Plane: it runs the containers of one node from signed
+/// revisions.
+#[derive(Parser)]
+#[command(name = "mcp-agent", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a data directory, keys, certificates and a configuration, and say what comes next.
+    Init(InitArgs),
+    /// Run the agent until SIGTERM or SIGINT.
+    Serve(ConfigArgs),
+    /// Make tokens with the agent's own issuer.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Look at everything that the configuration names, and say the mend of what is wrong.
+    Check(ConfigArgs),
+    /// Print the release.
+    Version,
+}
+
+#[derive(Args)]
+struct ConfigArgs {
+    /// The configuration that init wrote.
+    #[arg(long, value_name = "FILE", env = "MCP_AGENT_CONFIG")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct InitArgs {
+    /// This node's name, as definitions name it.
+    #[arg(long, value_name = "NAME")]
+    node: NodeName,
+    /// The agent's own folder: registry, repository, keys.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
+    data_dir: PathBuf,
+    /// Where to write the configuration [default: agent.toml in the data directory].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the API listens.
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_LISTEN)]
+    listen: SocketAddr,
+    /// The folder of the services' own folders.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_SERVICES_DIR)]
+    services_dir: PathBuf,
+    /// A further name or address of this node, for its certificate.
+    #[arg(long, value_name = "NAME")]
+    san: Vec<String>,
+    /// The container engine [default: the one whose socket is there].
+    #[arg(long)]
+    engine: Option<Engine>,
+    /// The engine's socket, as in unix:///run/podman/podman.sock.
+    #[arg(long, value_name = "URL")]
+    socket: Option<String>,
+    /// Public key of another issuer whose tokens count here, as a JWK; another agent's is
+    /// issuer.jwk in its data directory.
+    #[arg(long, value_name = "FILE")]
+    issuer_jwk: Option<PathBuf>,
+    /// What that issuer's tokens name as `iss` [default: the key's `kid`, where it is an agent's].
+    #[arg(long, value_name = "NAME", requires = "issuer_jwk")]
+    issuer: Option<String>,
+    /// The commit that history starts at, where it is to be pinned.
+    #[arg(long, value_name = "COMMIT")]
+    introduction: Option<String>,
+    /// An owner's public key (`ssh-ed25519 AAAA…`) or .pub file: who may introduce a history.
+    #[arg(long, value_name = "KEY|FILE", required = true, num_args = 1..)]
+    trust: Vec<String>,
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Print a new token, alone, on standard output.
+    Issue(IssueArgs),
+}
+
+#[derive(Args)]
+struct IssueArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Who will use it.
+    #[arg(long, value_name = "NAME", value_parser = subject)]
+    subject: String,
+    /// What they may.
+    #[arg(long)]
+    role: Role,
+    /// For how long, at most 7d [default: 12h, or auth.max_age where that is less].
+    #[arg(long, value_name = "DUR")]
+    ttl: Option<Span>,
+    /// Only for this service.
+    #[arg(long, value_name = "SERVICE")]
+    service: Vec<ServiceName>,
+}
+
+fn subject(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 256 || text.chars().any(char::is_control) {
+        return Err("a name has 1 to 256 bytes and no control characters".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// A failure as the user sees it.
+struct Failure {
+    error: anyhow::Error,
+    hint: String,
+}
+
+impl Failure {
+    fn new(error: impl Into<anyhow::Error>, hint: String) -> Self {
+        Self {
+            error: error.into(),
+            hint,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    mcp_agent::tls::install_crypto();
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        // 64 is what every command of this product says to wrong usage; help is no error.
+        let code = if error.use_stderr() { 64 } else { 0 };
+        let _ = error.print();
+        std::process::exit(code);
+    });
+    let done = match cli.command {
+        Command::Init(args) => initialise(args),
+        Command::Serve(args) => serve(&args.config),
+        Command::Token(TokenCommand::Issue(args)) => issue(&args),
+        Command::Check(args) => check_all(&args.config),
+        Command::Version => {
+            out(&format!("mcp-agent {}\n", env!("CARGO_PKG_VERSION")));
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|failure| {
+        let mut text = format!("error: {}\n", failure.error);
+        for cause in failure.error.chain().skip(1) {
+            text.push_str(&format!("caused by: {cause}\n"));
+        }
+        text.push_str(&format!("\nhint: {}\n", failure.hint));
+        err(&text);
+        ExitCode::FAILURE
+    })
+}
+
+/// Writes to standard output; a reader that went away is no failure of ours.
+fn out(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}
+
+/// Writes to standard error.
+fn err(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn initialise(args: InitArgs) -> Result<ExitCode, Failure> {
+    let done = init(&InitOptions {
+        node: args.node,
+        data_dir: args.data_dir,
+        config: args.config,
+        listen: args.listen,
+        services_dir: args.services_dir,
+        names: args.san,
+        engine: args.engine,
+        socket: args.socket,
+        issuer_jwk: args.issuer_jwk,
+        issuer: args.issuer,
+        introduction: args.introduction,
+        trust: args.trust,
+    })
+    .map_err(|error| {
+        let hint = error.hint();
+        Failure::new(error, hint)
+    })?;
+    out(&told(&done));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn told(done: &Initialised) -> String {
+    let settings = &done.settings;
+    let folder = settings.data_dir.display();
+    let config = done.config.display();
+    let mut text = if done.created {
+        format!("node {} is set up in {folder}\n", settings.node)
+    } else {
+        format!(
+            "node {} was set up in {folder} already; nothing changed\n",
+            settings.node
+        )
+    };
+    text.push_str(&format!("  config  {config}\n"));
+    text.push_str(&format!(
+        "  engine  {} at {}\n",
+        settings.runtime.engine.as_str(),
+        settings.runtime.socket_url()
+    ));
+    if let Some(engine) = &done.engine
+        && !engine.present
+    {
+        text.push_str("          (not there now; the agent waits for it)\n");
+    }
+    for owner in &done.owners {
+        text.push_str(&format!("  owner   {owner}\n"));
+    }
+    if !done.names.is_empty() {
+        text.push_str(&format!("  names   {}\n", done.names.join(", ")));
+    }
+    let address = if settings.listen.ip().is_unspecified() {
+        format!("HOST:{}", settings.listen.port())
+    } else {
+        settings.listen.to_string()
+    };
+    text.push_str(&format!(
+        "\nnext, on this node:\n  mcp-agent serve --config {config}\n  \
+         mcp-agent token issue --config {config} --subject NAME --role operator > token\n\
+         then, on the workstation:\n  mcp node add {} {address} --ca {}\n  \
+         mcp login --token-stdin < token\n",
+        settings.node,
+        settings.data_dir.join("tls/ca.pem").display(),
+    ));
+    text
+}
+
+fn load(file: &Path) -> Result<Config, Failure> {
+    Config::load(file).map_err(|error| {
+        let hint = error.hint();
+        Failure::new(error, hint)
+    })
+}
+
+fn issue(args: &IssueArgs) -> Result<ExitCode, Failure> {
+    let config = load(&args.config.config)?;
+    let longest = MAX_TTL.min(config.auth.max_age);
+    let ttl = args.ttl.unwrap_or(longest.min(Span::from_secs(12 * 3600)));
+    if ttl > longest || ttl.as_millis() == 0 {
+        return Err(Failure::new(
+            anyhow::anyhow!("a token for {ttl} cannot be used: this node takes at most {longest}"),
+            format!("write --ttl {longest} or less; auth.max_age in agent.toml sets the limit"),
+        ));
+    }
+    let issuer = Issuer::load(&config.node, &config.issuer_key()).map_err(|error| {
+        Failure::new(
+            error,
+            "run this as the agent's user, on the agent's node".to_owned(),
+        )
+    })?;
+    let token = issuer.issue(
+        &Grant {
+            subject: args.subject.clone(),
+            role: args.role,
+            ttl,
+            services: args.service.iter().cloned().collect(),
+            audience: config.auth.audience,
+        },
+        Timestamp::now(),
+    );
+    out(&format!("{token}\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Runtime::new().map_err(|error| {
+        Failure::new(
+            error,
+            "the system refuses threads: see ulimit -a".to_owned(),
+        )
+    })
+}
+
+fn check_all(file: &Path) -> Result<ExitCode, Failure> {
+    let rows = runtime()?.block_on(check(file));
+    out(&table(&rows));
+    let failed = rows
+        .iter()
+        .any(|row| matches!(row.verdict, Verdict::Bad(_)));
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn table(rows: &[Row]) -> String {
+    let width = rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for row in rows {
+        let (mark, mend) = match &row.verdict {
+            Verdict::Good => ("✓", None),
+            Verdict::Warning(mend) => ("!", Some(mend)),
+            Verdict::Bad(mend) => ("✗", Some(mend)),
+        };
+        text.push_str(&format!("{mark} {:width$}  {}\n", row.name, row.detail));
+        if let Some(mend) = mend {
+            text.push_str(&format!("  {:width$}  mend: {mend}\n", ""));
+        }
+    }
+    text
+}
+
+fn serve(file: &Path) -> Result<ExitCode, Failure> {
+    let config = load(file)?;
+    let filter = EnvFilter::try_from_env("MCP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_target(false)
+        .init();
+    let runtime = runtime()?;
+    let served = runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let told = shutdown.clone();
+        let signals = tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Stopping]);
+            told.cancel();
+        });
+        let node = config.node.clone();
+        let ran = mcp_agent::run(config, shutdown, |address, engine| {
+            err(&format!(
+                "mcp-agent: {node} listens on {address} ({engine})\n"
+            ));
+            let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+        })
+        .await;
+        signals.abort();
+        Ok::<_, io::Error>(ran)
+    });
+    // A call that blocks on the disk must not keep a stopped agent alive.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    served
+        .map_err(|error| Failure::new(error, "the system refuses signal handlers".to_owned()))?
+        .map_err(|error| {
+            let hint = error.hint();
+            Failure::new(error, hint)
+        })?;
+    Ok(ExitCode::SUCCESS)
+}

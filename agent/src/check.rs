@@ -1,0 +1,281 @@
+//! `mcp-agent check`: whether an agent could run with a configuration, row by row, with a mend each.
+//!
+//! Nothing is changed: no file is made, no schema brought up to date.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use mcp_spec::signature::{DeniedKeys, OwnerKeys};
+
+use crate::config::{Config, ConfigError};
+use crate::error_chain;
+use crate::lock::{DataDirLock, LockError};
+use crate::node::NodeFacts;
+use crate::tls::Certificate;
+
+/// Longest wait for the engine.
+const ENGINE_LIMIT: Duration = Duration::from_secs(5);
+/// Free space below which the node is in trouble soon: the registry, a pack and a small image.
+const FREE_BYTES: u64 = 1 << 30;
+
+/// How a row stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// It works, and somebody should look; with the mend.
+    Warning(String),
+    /// The agent cannot work like this; with the mend.
+    Bad(String),
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// What.
+    pub name: &'static str,
+    /// How it stands.
+    pub verdict: Verdict,
+    /// What was found.
+    pub detail: String,
+}
+
+impl Row {
+    fn good(name: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            name,
+            verdict: Verdict::Good,
+            detail: detail.into(),
+        }
+    }
+
+    fn warning(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self {
+            name,
+            verdict: Verdict::Warning(mend.into()),
+            detail: detail.into(),
+        }
+    }
+
+    fn bad(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self {
+            name,
+            verdict: Verdict::Bad(mend.into()),
+            detail: detail.into(),
+        }
+    }
+}
+
+/// Looks at everything that the configuration in `file` names.
+pub async fn check(file: &Path) -> Vec<Row> {
+    let config = match Config::load(file) {
+        Ok(config) => config,
+        Err(error) => return vec![refused(&error)],
+    };
+    let mut rows = vec![Row::good(
+        "configuration",
+        format!("{}, node {}", config.file.display(), config.node),
+    )];
+    rows.push(data_dir(&config));
+    rows.push(services_dir(&config));
+    rows.push(certificate(&config));
+    rows.push(tokens(&config));
+    rows.push(owners(&config));
+    rows.push(denied_keys(&config));
+    rows.push(repository(&config));
+    rows.push(registry(&config));
+    rows.push(engine(&config).await);
+    rows.push(disk(&config));
+    rows
+}
+
+fn refused(error: &ConfigError) -> Row {
+    Row::bad("configuration", error_chain(error), error.hint())
+}
+
+fn data_dir(config: &Config) -> Row {
+    let name = "data directory";
+    let folder = &config.data_dir;
+    let shown = folder.display();
+    let mode = match fs::metadata(folder) {
+        Ok(metadata) => metadata.permissions().mode() & 0o777,
+        Err(error) => {
+            return Row::bad(
+                name,
+                format!("{shown}: {error}"),
+                "make it with mcp-agent init",
+            );
+        }
+    };
+    if mode & 0o077 != 0 {
+        return Row::bad(
+            name,
+            format!("{shown} has mode {mode:o}: others can reach the keys"),
+            format!("chmod 700 {shown}"),
+        );
+    }
+    match DataDirLock::take(folder) {
+        Ok(_) => Row::good(name, format!("{shown}, no agent runs on it")),
+        Err(LockError::Held { .. }) => Row::good(name, format!("{shown}, an agent runs on it")),
+        Err(error) => Row::bad(name, error_chain(&error), error.hint()),
+    }
+}
+
+fn services_dir(config: &Config) -> Row {
+    let folder = config.services_dir.display();
+    match fs::metadata(&config.services_dir) {
+        Ok(metadata) if metadata.is_dir() => Row::good("services", folder.to_string()),
+        Ok(_) => Row::bad(
+            "services",
+            format!("{folder} is no folder"),
+            "name a folder in services_dir",
+        ),
+        Err(error) => Row::warning(
+            "services",
+            format!("{folder}: {error}"),
+            format!("mkdir -p {folder}; else the first deploy makes it"),
+        ),
+    }
+}
+
+fn certificate(config: &Config) -> Row {
+    match Certificate::load(&config.tls) {
+        Ok(_) => Row::good("certificate", config.tls.cert.display().to_string()),
+        Err(error) => Row::bad("certificate", error_chain(&error), error.hint()),
+    }
+}
+
+fn tokens(config: &Config) -> Row {
+    match crate::verifier(config) {
+        Ok(verifier) => {
+            let issuers: Vec<&str> = verifier
+                .issuers
+                .iter()
+                .map(|issuer| issuer.issuer.as_str())
+                .collect();
+            let detail = format!("issued by {}", issuers.join(", "));
+            if config
+                .auth
+                .external
+                .as_ref()
+                .is_some_and(|external| external.roles.is_empty())
+            {
+                return Row::warning(
+                    "tokens",
+                    detail,
+                    "map the issuer's roles under [auth.roles]: without, its tokens allow nothing",
+                );
+            }
+            Row::good("tokens", detail)
+        }
+        Err(error) => Row::bad("tokens", error_chain(&error), error.hint()),
+    }
+}
+
+fn owners(config: &Config) -> Row {
+    let file = config.trust.owners.display();
+    match fs::read_to_string(&config.trust.owners) {
+        Ok(text) => match OwnerKeys::parse(&text) {
+            Ok(owners) => Row::good("owners", format!("{} in {file}", owners.iter().count())),
+            Err(error) => Row::bad(
+                "owners",
+                format!("{file}: {}", error_chain(&error)),
+                "one Ed25519 public key a line, as ssh-keygen writes it into the .pub file",
+            ),
+        },
+        Err(error) => Row::bad(
+            "owners",
+            format!("{file}: {error}"),
+            format!("put the owners' public keys into {file}"),
+        ),
+    }
+}
+
+fn denied_keys(config: &Config) -> Row {
+    let file = config.trust.denied_keys.display();
+    match fs::read_to_string(&config.trust.denied_keys) {
+        Ok(text) => match DeniedKeys::parse(&text) {
+            Ok(_) => Row::good("denied keys", file.to_string()),
+            Err(error) => Row::bad(
+                "denied keys",
+                format!("{file}: {}", error_chain(&error)),
+                "one public key or SHA256: fingerprint a line",
+            ),
+        },
+        Err(error) => Row::bad(
+            "denied keys",
+            format!("{file}: {error}"),
+            format!("restore it; if there never was one: touch {file}"),
+        ),
+    }
+}
+
+fn repository(config: &Config) -> Row {
+    let repo = config.repo();
+    if repo.join("HEAD").is_file() {
+        return Row::good("repository", repo.display().to_string());
+    }
+    if repo.exists() {
+        return Row::bad(
+            "repository",
+            format!("{} is no git repository", repo.display()),
+            "restore it from a backup",
+        );
+    }
+    Row::good("repository", "none yet: the agent makes it at its start")
+}
+
+fn registry(config: &Config) -> Row {
+    let file = config.database();
+    match fs::read(&file).map(|bytes| bytes.starts_with(b"SQLite format 3\0")) {
+        Ok(true) => Row::good("registry", file.display().to_string()),
+        Ok(false) => Row::bad(
+            "registry",
+            format!("{} is no SQLite database", file.display()),
+            "restore it from a backup",
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Row::good("registry", "none yet: the agent makes it at its start")
+        }
+        Err(error) => Row::bad(
+            "registry",
+            format!("{}: {error}", file.display()),
+            "run the agent as the owner of its data directory",
+        ),
+    }
+}
+
+async fn engine(config: &Config) -> Row {
+    let runtime = &config.runtime;
+    let (name, url) = (runtime.engine.as_str(), runtime.socket_url());
+    let mend = match runtime.engine {
+        crate::config::Engine::Podman => {
+            "start it: systemctl start podman.socket (rootless: systemctl --user), or \
+             podman system service --time 0 URL"
+                .replace("URL", &url)
+        }
+        crate::config::Engine::Docker => "start it: systemctl start docker".to_owned(),
+    };
+    let connect = tokio::net::UnixStream::connect(&runtime.socket);
+    match tokio::time::timeout(ENGINE_LIMIT, connect).await {
+        Ok(Ok(_)) => Row::good("engine", format!("{name} at {url}")),
+        Ok(Err(error)) => Row::bad("engine", format!("{name} at {url}: {error}"), mend),
+        Err(_) => Row::bad("engine", format!("{name} at {url} does not answer"), mend),
+    }
+}
+
+fn disk(config: &Config) -> Row {
+    let disk = NodeFacts::read(&config.data_dir).disk;
+    let free = disk.total_bytes.saturating_sub(disk.used_bytes);
+    let detail = format!("{} MiB free of {} MiB", free >> 20, disk.total_bytes >> 20);
+    if free < FREE_BYTES {
+        return Row::warning(
+            "disk",
+            detail,
+            "make room: the agent stops writing when it is full",
+        );
+    }
+    Row::good("disk", detail)
+}

@@ -1,0 +1,231 @@
+//! Domain errors as gRPC statuses: the only place where one becomes the other.
+//!
+//! A status has a code, which drives the client's exit code, a message in words, and an
+//! [`v1::ErrorDetail`] in the binary metadata `mcp-error-bin`: a stable reason, the mend, the causes.
+
+use std::error::Error;
+use std::time::Duration;
+
+use mcp_proto::v1;
+use prost::Message as _;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
+
+use crate::auth::ForbiddenError;
+use crate::auth::token::TokenError;
+
+/// Where the details of a failure travel.
+pub const ERROR_DETAIL: &str = "mcp-error-bin";
+/// Longest text of a message, a hint or a cause, in bytes: all of them are headers.
+const MAX_TEXT_BYTES: usize = 1024;
+/// Most causes that are told.
+const MAX_CAUSES: usize = 8;
+
+/// A failure on its way to the client.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    code: Code,
+    message: String,
+    detail: v1::ErrorDetail,
+}
+
+impl Failure {
+    /// A failure with its code, stable reason and message.
+    #[must_use]
+    pub fn new(code: Code, reason: &str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            detail: v1::ErrorDetail {
+                reason: reason.to_owned(),
+                ..v1::ErrorDetail::default()
+            },
+        }
+    }
+
+    /// A failure from an error: its words are the message, its sources the causes.
+    #[must_use]
+    pub fn of(code: Code, reason: &str, error: &dyn Error) -> Self {
+        let mut failure = Self::new(code, reason, error.to_string());
+        let mut source = error.source();
+        while let Some(cause) = source {
+            failure.detail.causes.push(cause.to_string());
+            source = cause.source();
+        }
+        failure
+    }
+
+    /// With the mend.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.detail.hint = hint.into();
+        self
+    }
+
+    /// With the node's head.
+    #[must_use]
+    pub fn head(mut self, head: impl Into<String>) -> Self {
+        self.detail.head = head.into();
+        self
+    }
+
+    /// With the deployment that it is about.
+    #[must_use]
+    pub fn deployment(mut self, id: impl Into<String>) -> Self {
+        self.detail.deployment_id = id.into();
+        self
+    }
+
+    /// With further causes.
+    #[must_use]
+    pub fn causes(mut self, causes: impl IntoIterator<Item = String>) -> Self {
+        self.detail.causes.extend(causes);
+        self
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let Failure {
+            code,
+            mut message,
+            mut detail,
+        } = failure;
+        cut(&mut message);
+        cut(&mut detail.hint);
+        detail.causes.truncate(MAX_CAUSES);
+        detail.causes.iter_mut().for_each(cut);
+        let mut metadata = MetadataMap::new();
+        metadata.insert_bin(
+            ERROR_DETAIL,
+            MetadataValue::from_bytes(&detail.encode_to_vec()),
+        );
+        Self::with_metadata(code, message, metadata)
+    }
+}
+
+fn cut(text: &mut String) {
+    if text.len() > MAX_TEXT_BYTES {
+        let end = (0..=MAX_TEXT_BYTES - 3)
+            .rev()
+            .find(|end| text.is_char_boundary(*end))
+            .unwrap_or_default();
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
+/// The caller's token is missing or refused.
+pub(super) fn token(error: &TokenError) -> Status {
+    let code = match error {
+        TokenError::NoRole { .. } | TokenError::Node { .. } => Code::PermissionDenied,
+        _ => Code::Unauthenticated,
+    };
+    let hint = match error {
+        TokenError::NoRole { .. } => "map one of its roles under [auth.roles] in agent.toml",
+        TokenError::Future { .. } => "set the clocks of this node and of the issuer",
+        _ => "get a new token: mcp-agent token issue, then mcp login --token-stdin",
+    };
+    Failure::of(code, error.reason(), error).hint(hint).into()
+}
+
+/// No token came with the call, or it came in a way that is not understood.
+pub(super) fn no_token(message: &str) -> Status {
+    Failure::new(Code::Unauthenticated, "no-token", message)
+        .hint("log in: mcp login --token-stdin < TOKEN")
+        .into()
+}
+
+/// The caller's address had too many tokens refused.
+pub(super) fn too_many_refusals(wait: Duration) -> Status {
+    Failure::new(
+        Code::ResourceExhausted,
+        "too-many-refusals",
+        format!(
+            "too many tokens from this address were refused; wait {} s",
+            wait.as_secs().max(1)
+        ),
+    )
+    .hint("get a new token: mcp-agent token issue, then mcp login --token-stdin")
+    .into()
+}
+
+/// The method is in no table.
+pub(super) fn unknown_method(path: &str) -> Status {
+    let shown: String = path.chars().filter(|c| !c.is_control()).take(200).collect();
+    Failure::new(
+        Code::Unimplemented,
+        "unknown-method",
+        format!("this agent has no method {shown}"),
+    )
+    .hint("agent and client are of different releases: compare `mcp version` and `mcp node info`")
+    .into()
+}
+
+/// The call took longer than its method may.
+pub(super) fn took_too_long(limit: Duration) -> Status {
+    Failure::new(
+        Code::DeadlineExceeded,
+        "took-too-long",
+        format!("the call took longer than {} s", limit.as_secs()),
+    )
+    .hint("look at the engine and the disk of the node: mcp node info")
+    .into()
+}
+
+impl From<ForbiddenError> for Failure {
+    fn from(error: ForbiddenError) -> Self {
+        let reason = match &error {
+            ForbiddenError::Role { .. } => "role",
+            ForbiddenError::Service { .. } | ForbiddenError::Narrowed { .. } => "narrowed-token",
+        };
+        let hint = match &error {
+            ForbiddenError::Role { required, .. } => format!(
+                "ask for a token with more: mcp-agent token issue --subject NAME --role {required}"
+            ),
+            ForbiddenError::Service { .. } | ForbiddenError::Narrowed { .. } => {
+                "name services that the token covers, or get one without --service".to_owned()
+            }
+        };
+        Self::of(Code::PermissionDenied, reason, &error).hint(hint)
+    }
+}
+
+impl From<ForbiddenError> for Status {
+    fn from(error: ForbiddenError) -> Self {
+        Failure::from(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn detail(status: &Status) -> v1::ErrorDetail {
+        let bytes = status.metadata().get_bin(ERROR_DETAIL).unwrap();
+        v1::ErrorDetail::decode(bytes.to_bytes().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_status_carries_reason_mend_and_causes() {
+        let status: Status = Failure::new(Code::Aborted, "stale-plan", "the plan is stale")
+            .hint("mcp plan")
+            .head("a81d220")
+            .causes(["x".repeat(5000), "second".to_owned()])
+            .into();
+        assert_eq!(status.code(), Code::Aborted);
+        let detail = detail(&status);
+        assert_eq!(detail.reason, "stale-plan");
+        assert_eq!(detail.hint, "mcp plan");
+        assert_eq!(detail.head, "a81d220");
+        assert!(detail.causes[0].len() <= MAX_TEXT_BYTES);
+        assert_eq!(detail.causes[1], "second");
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        let mut text = "é".repeat(1000);
+        cut(&mut text);
+        assert!(text.len() <= MAX_TEXT_BYTES && text.ends_with('…'));
+    }
+}
