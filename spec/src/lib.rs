@@ -6,6 +6,7 @@
 pub mod component;
 pub mod definition;
 pub mod diff;
+pub mod drift;
 pub mod duration;
 pub mod export;
 pub mod image;

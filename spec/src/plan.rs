@@ -24,7 +24,7 @@ mod lifecycle;
 #[cfg(test)]
 mod tests;
 
-pub use decide::{drifted_fields, plan};
+pub use decide::plan;
 pub use lifecycle::{LifecycleInput, plan_purge, plan_restart, plan_start, plan_stop};
 
 /// A component as the agent deployed it and keeps it in its registry.

@@ -6,8 +6,9 @@ use super::{
     Action, ActionKind, After, Before, Blocked, Deployed, HoldChange, Obstacle, Plan, PlanInput,
     Purpose, Reason, ServicePlan, Wanted, WantedService,
 };
-use crate::component::{OnChange, Restart};
+use crate::component::OnChange;
 use crate::diff::{diff, file_changes_only};
+use crate::drift::{field_drift, has_finished};
 use crate::name::{ComponentKey, ComponentName, ServiceName, Target};
 use crate::observed::{ContainerState, DesiredState, LiveContainer, Observed};
 
@@ -350,19 +351,6 @@ fn decide(
     action
 }
 
-/// Whether the end of a container is one that its restart policy takes for good.
-#[must_use]
-pub(super) fn has_finished(restart: Restart, state: &ContainerState) -> bool {
-    let ContainerState::Exited { code, .. } = state else {
-        return false;
-    };
-    match restart {
-        Restart::No => true,
-        Restart::OnFailure { .. } => *code == 0,
-        Restart::Always | Restart::UnlessStopped => false,
-    }
-}
-
 fn not_running(action: &mut Action, deployed: &Deployed, live: &LiveContainer) {
     if let Some(who) = &deployed.stopped_by {
         action.kind = ActionKind::Start;
@@ -465,18 +453,11 @@ fn changed(
     action
 }
 
-/// The fields in which a container differs from its baseline. A list, which has no fields, says
-/// nothing.
-#[must_use]
-pub fn drifted_fields(deployed: &Deployed, live: &LiveContainer) -> Vec<String> {
-    if live.fields.is_empty() || deployed.baseline.is_empty() {
-        return Vec::new();
-    }
-    let names: BTreeSet<&String> = deployed.baseline.keys().chain(live.fields.keys()).collect();
-    names
+/// The fields in which a container differs from what was made.
+fn drifted_fields(deployed: &Deployed, live: &LiveContainer) -> Vec<String> {
+    field_drift(&deployed.baseline, live)
         .into_iter()
-        .filter(|name| deployed.baseline.get(*name) != live.fields.get(*name))
-        .cloned()
+        .map(|difference| difference.field)
         .collect()
 }
 

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::decide::has_finished;
 use super::{
     Action, ActionKind, After, Before, Blocked, Deployed, HoldChange, Obstacle, Plan, Reason,
     ServicePlan, ServiceSettings,
 };
+use crate::drift::has_finished;
 use crate::image::Digest;
 use crate::name::{ComponentKey, NodeName, ServiceName, Target};
 use crate::observed::{DesiredState, LiveContainer, Observed};
