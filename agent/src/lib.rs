@@ -23,6 +23,7 @@ pub mod config;
 pub mod init;
 pub mod lock;
 pub mod node;
+pub mod registry;
 pub mod revisions;
 pub mod rpc;
 pub mod runtime;

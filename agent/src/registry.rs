@@ -1,0 +1,175 @@
+//! The registry: what the agent knows, in one SQLite file that nobody else writes.
+//!
+//! It owns the schema, every statement, and durability; what the facts mean is left to `deploy`,
+//! `watch` and `revisions`. No other module speaks SQL.
+//!
+//! - **Writing.** One thread writes. Calls reach it over a bounded queue, and all that wait share
+//!   one transaction, each in a savepoint of its own: one that fails spoils no other. A call returns
+//!   after the commit is on the disk (`synchronous = FULL`). A caller that goes away changes nothing:
+//!   what was queued is written.
+//! - **Reading.** A few read-only connections, each read one consistent snapshot. Reads never wait
+//!   for writes.
+//! - **Crashes.** What was acknowledged is there after a crash, and each call is there whole or not at all.
+//! - **Faults.** A full disk fails the writes that met it. After a failed sync or damage no write is
+//!   taken any more and [`Registry::failed`] tells: the agent ends and opens anew.
+//! - **Time** is an argument, stored in microseconds.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use tokio::sync::watch;
+
+mod audit;
+mod column;
+mod components;
+mod deployments;
+mod error;
+mod events;
+mod history;
+mod journal;
+mod meta;
+mod observations;
+mod open;
+mod quarantine;
+mod readers;
+mod requests;
+mod revisions;
+mod specs;
+mod words;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use audit::AuditRow;
+pub use components::{
+    Advanced, CommitDeployment, DeployedRow, HistoryEntry, HoldRow, ServiceSettings, SetDeployed,
+    StopOverride,
+};
+pub use deployments::{
+    Admission, ComponentRecord, DeploymentId, DeploymentIdError, DeploymentRow, DeploymentState,
+    Finish, Outcome, Trigger,
+};
+pub use error::{OpenError, RegistryError};
+pub use events::{EventQuery, EventRow, NewEvent, PruneBounds};
+pub use history::HistoryRow;
+pub use journal::{StepPhase, StepRow};
+pub use observations::{DriftRow, HealthWord, ObservedRow};
+pub use quarantine::Quarantined;
+pub use requests::RequestAdmission;
+pub use revisions::{RevisionFilter, RevisionRow, RevisionSource, SpecChange};
+
+use readers::Readers;
+use specs::SpecCache;
+use writer::{WriteTx, Writer};
+
+/// Most rows that one call returns, whatever limit it asks for.
+pub const MAX_ROWS: u32 = 10_000;
+
+/// The agent's registry; clones share it.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    writer: Writer,
+    readers: Readers,
+    specs: SpecCache,
+}
+
+/// What a lookup by the start of an id found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup<T> {
+    /// Nothing starts like that.
+    Missing,
+    /// Exactly one does.
+    One(T),
+    /// More than one does; some of their ids.
+    Ambiguous(Vec<String>),
+}
+
+impl<T> Lookup<T> {
+    /// The one that was found.
+    #[must_use]
+    pub fn one(self) -> Option<T> {
+        match self {
+            Self::One(found) => Some(found),
+            Self::Missing | Self::Ambiguous(_) => None,
+        }
+    }
+}
+
+impl Registry {
+    /// Opens the registry at `path`, makes it where there is none, and brings its schema up to date.
+    ///
+    /// Blocks on the disk; call it once, at the start.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]; a newer schema, a foreign or a damaged file is refused and left as it is.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let connection = open::writing(path)?;
+        let newest_event =
+            events::newest(&connection).map_err(|error| OpenError::from_sqlite(path, &error))?;
+        let writer = Writer::start(connection, newest_event).map_err(|source| OpenError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                path: path.to_owned(),
+                writer,
+                readers: Readers::new(path.to_owned()),
+                specs: SpecCache::default(),
+            }),
+        })
+    }
+
+    /// The registry's file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.shared.path
+    }
+
+    /// Returns when the registry takes no writes any more, and says why: the agent has to end.
+    pub async fn failed(&self) -> RegistryError {
+        self.shared.writer.failed().await
+    }
+
+    /// The newest committed event's sequence number, which wakes its receivers after each commit.
+    #[must_use]
+    pub fn newest_event(&self) -> watch::Receiver<u64> {
+        self.shared.writer.newest_event()
+    }
+
+    /// Runs `work` in the writer's next transaction and returns after its commit.
+    async fn write<T, F>(&self, work: F) -> Result<T, RegistryError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&WriteTx<'_>) -> Result<T, RegistryError> + Send + 'static,
+    {
+        self.shared.writer.write(work).await
+    }
+
+    /// Runs `work` on one consistent snapshot.
+    async fn read<T, F>(&self, work: F) -> Result<T, RegistryError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection, &SpecCache) -> Result<T, RegistryError> + Send + 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        let permit = self.shared.readers.permit().await?;
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            shared
+                .readers
+                .read(|connection| work(connection, &shared.specs))
+        })
+        .await
+        .map_err(|_| RegistryError::Closed)?
+    }
+}

@@ -1,0 +1,82 @@
+//! Group commit and the caches do what they are for; times are told, and only ratios are held.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+
+#[tokio::test]
+async fn two_thousand_components_are_read_quickly() {
+    let fixture = Fixture::new();
+    let registry = &fixture.registry;
+    let id = DeploymentId::from_bits(1);
+    fixture.admit(&id, Trigger::Deploy).await;
+    let mut commit = CommitDeployment::new(id);
+    for number in 0..2000 {
+        let mut row = row(
+            &format!("s{}/c{number}", number / 10),
+            &format!("v{}", number % 200),
+            1,
+        );
+        row.baseline = (0..25)
+            .map(|n| (format!("field{n}"), format!("value{n}")))
+            .collect();
+        commit
+            .observed
+            .push(observed(&row.key.to_string(), ObservedState::Running));
+        commit.set.push(set(row));
+    }
+    registry.commit_deployment(commit).await.unwrap();
+    let mut best = Duration::MAX;
+    for _ in 0..5 {
+        let begun = Instant::now();
+        let (deployed, observed) = registry.deployed_and_observed().await.unwrap();
+        best = best.min(begun.elapsed());
+        assert_eq!((deployed.len(), observed.len()), (2000, 2000));
+    }
+    let _ = std::io::Write::write_fmt(
+        &mut std::io::stderr(),
+        format_args!("2000 components in {best:?}\n"),
+    );
+    // An unoptimised build on a busy machine; a release build takes a tenth.
+    assert!(best < Duration::from_secs(2), "{best:?}");
+}
+
+#[tokio::test]
+async fn waiting_writes_share_commits() {
+    let fixture = Fixture::new();
+    let registry = &fixture.registry;
+    fixture
+        .admit(&DeploymentId::from_bits(1), Trigger::Deploy)
+        .await;
+    let step = || StepRow {
+        deployment: DeploymentId::from_bits(1),
+        component: None,
+        step: "create".to_owned(),
+        phase: StepPhase::Begun,
+        data: "{}".to_owned(),
+        at: time(1),
+        seq: 0,
+    };
+    let begun = Instant::now();
+    for _ in 0..100 {
+        registry.journal(vec![step()]).await.unwrap();
+    }
+    let alone = begun.elapsed();
+    let begun = Instant::now();
+    futures_util::future::try_join_all((0..100).map(|_| registry.journal(vec![step()])))
+        .await
+        .unwrap();
+    let together = begun.elapsed();
+    let _ = std::io::Write::write_fmt(
+        &mut std::io::stderr(),
+        format_args!("100 steps: {alone:?} one by one, {together:?} together\n"),
+    );
+    assert_eq!(
+        registry
+            .steps(DeploymentId::from_bits(1))
+            .await
+            .unwrap()
+            .len(),
+        200
+    );
+}

@@ -1,0 +1,233 @@
+//! The one thread that writes, and its group commit.
+//!
+//! All jobs that wait when a transaction begins share it and its one sync. The queue is bounded: a
+//! caller waits for its turn. Jobs run in the order in which they were queued.
+
+use std::cell::Cell;
+use std::ops::Deref;
+use std::thread;
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::RegistryError;
+
+/// Jobs that may wait. One commit takes a millisecond or two, so a full queue is half a second's work.
+const QUEUE: usize = 256;
+
+/// Most jobs in one transaction, so that the first of them does not wait for long.
+const GROUP: usize = 128;
+
+/// The transaction that a job writes in.
+#[derive(Debug)]
+pub(super) struct WriteTx<'c> {
+    connection: &'c Connection,
+    newest_event: Cell<u64>,
+}
+
+impl WriteTx<'_> {
+    /// Notes the number of an event that this transaction appended.
+    pub(super) fn appended_event(&self, seq: u64) {
+        self.newest_event.set(seq);
+    }
+}
+
+impl Deref for WriteTx<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection
+    }
+}
+
+/// One queued call.
+trait Job: Send {
+    /// Does its part inside the open transaction; an error means that its part is to be undone.
+    fn run(&mut self, tx: &WriteTx<'_>) -> Result<(), RegistryError>;
+
+    /// Answers the caller: the job's own result, or the error that took the whole transaction.
+    fn answer(self: Box<Self>, committed: Result<(), RegistryError>);
+}
+
+struct Call<F, T> {
+    work: Option<F>,
+    result: Option<Result<T, RegistryError>>,
+    reply: oneshot::Sender<Result<T, RegistryError>>,
+}
+
+impl<F, T> Job for Call<F, T>
+where
+    T: Send,
+    F: FnOnce(&WriteTx<'_>) -> Result<T, RegistryError> + Send,
+{
+    fn run(&mut self, tx: &WriteTx<'_>) -> Result<(), RegistryError> {
+        let Some(work) = self.work.take() else {
+            return Err(RegistryError::Closed);
+        };
+        let result = work(tx);
+        let verdict = result.as_ref().map(|_| ()).map_err(Clone::clone);
+        self.result = Some(result);
+        verdict
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), RegistryError>) {
+        let answer = match (self.result, committed) {
+            (Some(Err(error)), _) | (_, Err(error)) => Err(error),
+            (Some(Ok(value)), Ok(())) => Ok(value),
+            (None, Ok(())) => Err(RegistryError::Closed),
+        };
+        // A caller that went away does not want to know.
+        let _ = self.reply.send(answer);
+    }
+}
+
+/// The way to the writing thread; the thread ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Writer {
+    jobs: mpsc::Sender<Box<dyn Job>>,
+    newest_event: watch::Receiver<u64>,
+    failure: watch::Receiver<Option<RegistryError>>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    pub(super) fn start(connection: Connection, newest_event: u64) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let (event_tx, event_rx) = watch::channel(newest_event);
+        let (failure_tx, failure_rx) = watch::channel(None);
+        let thread = WriterThread {
+            connection,
+            queue,
+            newest_event: event_tx,
+            failure: failure_tx,
+        };
+        // Not joined: it ends with the queue, and what it acknowledged is on the disk already.
+        thread::Builder::new()
+            .name("registry".to_owned())
+            .spawn(move || thread.run())?;
+        Ok(Self {
+            jobs,
+            newest_event: event_rx,
+            failure: failure_rx,
+        })
+    }
+
+    /// Queues `work` and waits for its commit.
+    pub(super) async fn write<T, F>(&self, work: F) -> Result<T, RegistryError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&WriteTx<'_>) -> Result<T, RegistryError> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let call = Call {
+            work: Some(work),
+            result: None,
+            reply,
+        };
+        self.jobs
+            .send(Box::new(call))
+            .await
+            .map_err(|_| RegistryError::Closed)?;
+        answer.await.map_err(|_| RegistryError::Closed)?
+    }
+
+    pub(super) fn newest_event(&self) -> watch::Receiver<u64> {
+        self.newest_event.clone()
+    }
+
+    /// Returns when no write is taken any more.
+    pub(super) async fn failed(&self) -> RegistryError {
+        let mut failure = self.failure.clone();
+        match failure.wait_for(Option::is_some).await {
+            Ok(failure) => failure.clone().unwrap_or(RegistryError::Closed),
+            // The thread is gone without a word: it panicked.
+            Err(_) => RegistryError::Closed,
+        }
+    }
+}
+
+struct WriterThread {
+    connection: Connection,
+    queue: mpsc::Receiver<Box<dyn Job>>,
+    newest_event: watch::Sender<u64>,
+    failure: watch::Sender<Option<RegistryError>>,
+}
+
+impl WriterThread {
+    fn run(mut self) {
+        while let Some(first) = self.queue.blocking_recv() {
+            let mut group = vec![first];
+            while group.len() < GROUP
+                && let Ok(next) = self.queue.try_recv()
+            {
+                group.push(next);
+            }
+            let committed = if self.failure.borrow().is_some() {
+                Err(RegistryError::WritesStopped)
+            } else {
+                self.commit(&mut group)
+            };
+            if let Err(error) = &committed
+                && error.stops_writes()
+            {
+                tracing::error!(%error, "the registry takes no more writes");
+                self.failure.send_replace(Some(error.clone()));
+            }
+            for job in group {
+                job.answer(committed.clone());
+            }
+        }
+    }
+
+    /// Runs a group in one transaction. An error is the whole transaction's: nothing of it was written.
+    fn commit(&self, group: &mut [Box<dyn Job>]) -> Result<(), RegistryError> {
+        self.execute("BEGIN IMMEDIATE")?;
+        let outcome = self.run_group(group).and_then(|newest| {
+            self.execute("COMMIT")?;
+            Ok(newest)
+        });
+        match outcome {
+            Ok(newest) => {
+                self.newest_event.send_if_modified(|seen| {
+                    let newer = newest > *seen;
+                    *seen = newest.max(*seen);
+                    newer
+                });
+                Ok(())
+            }
+            Err(error) => {
+                // SQLite has ended the transaction by itself after some errors (a full disk).
+                if !self.connection.is_autocommit() {
+                    self.execute("ROLLBACK")?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn run_group(&self, group: &mut [Box<dyn Job>]) -> Result<u64, RegistryError> {
+        let mut newest = *self.newest_event.borrow();
+        for job in group {
+            self.execute("SAVEPOINT job")?;
+            let tx = WriteTx {
+                connection: &self.connection,
+                newest_event: Cell::new(newest),
+            };
+            match job.run(&tx) {
+                Ok(()) => newest = tx.newest_event.get(),
+                // The transaction is gone, and with it what other jobs of the group wrote.
+                Err(error) if self.connection.is_autocommit() || error.stops_writes() => {
+                    return Err(error);
+                }
+                Err(_) => self.execute("ROLLBACK TO job")?,
+            }
+            self.execute("RELEASE job")?;
+        }
+        Ok(newest)
+    }
+
+    fn execute(&self, statement: &'static str) -> Result<(), RegistryError> {
+        self.connection.prepare_cached(statement)?.execute([])?;
+        Ok(())
+    }
+}
