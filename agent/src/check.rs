@@ -224,7 +224,11 @@ fn repository(config: &Config) -> Row {
             "restore it from a backup",
         );
     }
-    Row::good("repository", "none yet: the agent makes it at its start")
+    Row::bad(
+        "repository",
+        format!("{} is missing", repo.display()),
+        "restore the data directory from a backup, or make a new one with mcp-agent init",
+    )
 }
 
 fn registry(config: &Config) -> Row {

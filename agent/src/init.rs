@@ -18,6 +18,7 @@ use thiserror::Error;
 use crate::auth::issuer::Issuer;
 use crate::auth::token::{JwkError, read_jwks};
 use crate::config::{Config, ConfigError, Engine};
+use crate::revisions::{OpenError, RevisionStore};
 
 mod certificates;
 mod engine;
@@ -148,6 +149,9 @@ pub enum InitError {
         /// The file.
         file: PathBuf,
     },
+    /// The repository could not be made.
+    #[error("cannot make the repository")]
+    Repository(#[source] OpenError),
     /// A path is not in UTF-8.
     #[error("the path {} is not in UTF-8", path.display())]
     Path {
@@ -189,7 +193,7 @@ impl InitError {
                 "say what its tokens name as `iss` with --issuer NAME".to_owned()
             }
             Self::Path { .. } => "give a path in UTF-8".to_owned(),
-            Self::Write { .. } => {
+            Self::Repository(_) | Self::Write { .. } => {
                 "run init as the user that the agent will run as, on a folder that it may write"
                     .to_owned()
             }
@@ -366,6 +370,7 @@ impl Prepared {
         if let Some(jwk) = &self.issuer_jwk {
             write(&file("trusted-issuer.jwk"), 0o644, jwk)?;
         }
+        RevisionStore::init(&made.unfinished).map_err(InitError::Repository)?;
         let mark = format!("{}\n", self.settings.node);
         if self.config.parent() == Some(made.data_dir.as_path())
             && let Some(name) = self.config.file_name()

@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use mcp_spec::signature::{DeniedKeys, KeysError, OwnerKeys};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub mod auth;
 pub mod check;
@@ -27,6 +29,7 @@ pub mod registry;
 pub mod revisions;
 pub mod rpc;
 pub mod runtime;
+pub mod source;
 pub mod tls;
 pub mod watch;
 
@@ -34,6 +37,8 @@ use auth::issuer::{Issuer, IssuerKeyError};
 use auth::token::{JwkError, TrustedIssuer, Verifier, read_jwks};
 use config::{AuthConfig, Config};
 use lock::{DataDirLock, LockError};
+use revisions::{Accepted, RevisionStore, TrustRoots};
+use source::{Source, Way};
 use tls::{Certificate, CertificateError};
 
 /// How long running calls may take to end once the agent was told to.
@@ -48,6 +53,21 @@ pub struct Agent {
     pub started_at: Timestamp,
     /// Believes the right tokens.
     pub verifier: Arc<Verifier>,
+    /// The accepted revisions.
+    pub revisions: RevisionStore,
+    /// The upstream's state.
+    pub source: Source,
+    /// Work that goes on though its caller went away; the agent waits for it at its end.
+    pub work: TaskTracker,
+    /// Ends everything; streams without end watch it.
+    pub shutdown: CancellationToken,
+}
+
+impl Agent {
+    /// What follows from a new head.
+    pub async fn arrived(&self, way: Way, by: &str, accepted: &Accepted) {
+        tracing::info!(?way, by, head = %accepted.head, new = accepted.new_commits.len(), "new head");
+    }
 }
 
 /// Why the agent does not start, or why it ended.
@@ -62,6 +82,12 @@ pub enum RunError {
     /// The issuers cannot be used.
     #[error(transparent)]
     Issuers(#[from] IssuersError),
+    /// The trust that comes out of band cannot be read.
+    #[error(transparent)]
+    Trust(#[from] TrustRootsError),
+    /// The repository cannot be opened.
+    #[error("cannot open the repository")]
+    Revisions(#[from] revisions::OpenError),
     /// The address cannot be listened on.
     #[error("cannot listen on {listen}")]
     Listen {
@@ -91,6 +117,8 @@ impl RunError {
             Self::Lock(error) => error.hint(),
             Self::Certificate(error) => error.hint(),
             Self::Issuers(error) => error.hint(),
+            Self::Trust(error) => error.hint(),
+            Self::Revisions(_) => "restore the data directory from a backup".to_owned(),
             Self::Listen { .. } => {
                 "see who has it: ss -ltnp; or change listen in agent.toml".to_owned()
             }
@@ -175,6 +203,83 @@ pub fn verifier(config: &Config) -> Result<Verifier, IssuersError> {
     })
 }
 
+/// Why the keys that come out of band cannot be used.
+#[derive(Debug, Error)]
+pub enum TrustRootsError {
+    /// A file cannot be read. A missing denylist is no empty one.
+    #[error("cannot read {}", file.display())]
+    Read {
+        /// The file.
+        file: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line of a file is refused.
+    #[error("{} is refused", file.display())]
+    Keys {
+        /// The file.
+        file: std::path::PathBuf,
+        /// The line and what is wrong with it.
+        source: KeysError,
+    },
+    /// The pinned introduction is no commit.
+    #[error("trust.introduction `{text}` is no commit")]
+    Introduction {
+        /// What stands there.
+        text: String,
+    },
+}
+
+impl TrustRootsError {
+    /// The mend.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Read { file, .. } => format!(
+                "restore {}; an empty denylist is an empty file",
+                file.display()
+            ),
+            Self::Keys { .. } => {
+                "one ssh-ed25519 public key a line; denied_keys takes SHA256: fingerprints too"
+                    .to_owned()
+            }
+            Self::Introduction { .. } => "write 40 hexadecimal digits in agent.toml".to_owned(),
+        }
+    }
+}
+
+/// The trust that a configuration names.
+///
+/// # Errors
+///
+/// [`TrustRootsError`] where a file is missing or refused.
+pub fn trust_roots(config: &Config) -> Result<TrustRoots, TrustRootsError> {
+    let read = |file: &std::path::Path| {
+        std::fs::read_to_string(file).map_err(|source| TrustRootsError::Read {
+            file: file.to_owned(),
+            source,
+        })
+    };
+    let refused = |file: &std::path::Path| {
+        let file = file.to_owned();
+        move |source| TrustRootsError::Keys { file, source }
+    };
+    let trust = &config.trust;
+    Ok(TrustRoots {
+        owners: OwnerKeys::parse(&read(&trust.owners)?).map_err(refused(&trust.owners))?,
+        denied: DeniedKeys::parse(&read(&trust.denied_keys)?)
+            .map_err(refused(&trust.denied_keys))?,
+        introduction: trust
+            .introduction
+            .as_ref()
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| TrustRootsError::Introduction { text: text.clone() })
+            })
+            .transpose()?,
+    })
+}
+
 /// Runs the agent until `shutdown`, then lets running calls end.
 ///
 /// `ready` is called once, with the address that it listens on and the engine's name and version.
@@ -190,6 +295,10 @@ pub async fn run(
     let _lock = DataDirLock::take(&config.data_dir)?;
     let certificate = Arc::new(Certificate::load(&config.tls)?);
     let verifier = Arc::new(verifier(&config)?);
+    let revisions = RevisionStore::open(&config.data_dir, trust_roots(&config)?)?;
+    if let Some(trouble) = revisions.trouble() {
+        tracing::error!(%trouble, "no changes are taken");
+    }
     let listen = config.listen;
     let listener = TcpListener::bind(listen)
         .await
@@ -200,6 +309,10 @@ pub async fn run(
     let agent = Arc::new(Agent {
         started_at: Timestamp::now(),
         verifier,
+        revisions,
+        source: Source::default(),
+        work: TaskTracker::new(),
+        shutdown: shutdown.clone(),
         config,
     });
 
@@ -217,8 +330,23 @@ pub async fn run(
         "serve",
         serve(Arc::clone(&agent), incoming, tasks.shutdown.child_token()),
     );
+    if let Some(source) = agent.config.source.clone() {
+        let poll = source::poll(Arc::clone(&agent), source, tasks.shutdown.child_token());
+        tasks.spawn("source", async {
+            poll.await;
+            Ok(())
+        });
+    }
     ready(address, "engine unknown");
-    tasks.finish().await
+    let ended = tasks.finish().await;
+    agent.work.close();
+    if tokio::time::timeout(GRACE, agent.work.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!("work was still under way; the next start takes it up");
+    }
+    ended
 }
 
 async fn serve(

@@ -19,6 +19,7 @@ use crate::tls::Incoming;
 
 pub mod authenticate;
 mod node;
+mod revisions;
 pub mod status;
 
 use authenticate::Authenticate;
@@ -53,6 +54,9 @@ async fn routes(agent: &Arc<Agent>) -> Routes {
     routes.add_service(bounded!(v1::node_server::NodeServer::new(node::Node::new(
         Arc::clone(agent)
     ))));
+    routes.add_service(bounded!(v1::revisions_server::RevisionsServer::new(
+        revisions::Revisions::new(Arc::clone(agent))
+    )));
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_service_status("", ServingStatus::Serving).await;
     routes.add_service(health_server);
@@ -86,3 +90,6 @@ pub async fn serve(
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await
 }
+
+#[cfg(test)]
+mod tests;

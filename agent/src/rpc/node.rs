@@ -4,10 +4,14 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use mcp_proto::v1;
+use mcp_spec::revision::CommitId;
 use tonic::{Request, Response, Status};
 
+use super::authenticate::caller;
+use super::status;
 use crate::Agent;
 use crate::node::{NodeFacts, Usage};
+use crate::source::{self, Way};
 
 /// The service.
 #[derive(Debug)]
@@ -36,8 +40,9 @@ impl v1::node_server::Node for Node {
         _: Request<v1::InfoRequest>,
     ) -> Result<Response<v1::InfoResponse>, Status> {
         let agent = &self.agent;
-        let facts = NodeFacts::read(&agent.config.data_dir);
         let config = &agent.config;
+        let facts = NodeFacts::read(&config.data_dir);
+        let last = agent.source.last();
         Ok(Response::new(v1::InfoResponse {
             node: config.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -46,7 +51,11 @@ impl v1::node_server::Node for Node {
             memory: Some(usage(facts.memory)),
             cpus: facts.cpus,
             load_millis: facts.load_millis,
-            head_revision: String::new(),
+            head_revision: agent
+                .revisions
+                .head()
+                .map(|head| head.to_string())
+                .unwrap_or_default(),
             started_at: agent.started_at.to_string(),
             now: Timestamp::now().to_string(),
             services: 0,
@@ -56,8 +65,8 @@ impl v1::node_server::Node for Node {
                 .as_ref()
                 .map(|source| source.url.clone())
                 .unwrap_or_default(),
-            source_checked_at: String::new(),
-            source_error: String::new(),
+            source_checked_at: last.at.map(|at| at.to_string()).unwrap_or_default(),
+            source_error: last.error.unwrap_or_default(),
             os: facts.os,
             kernel: facts.kernel,
             architecture: facts.architecture,
@@ -66,8 +75,35 @@ impl v1::node_server::Node for Node {
 
     async fn fetch_source(
         &self,
-        _: Request<v1::FetchSourceRequest>,
+        request: Request<v1::FetchSourceRequest>,
     ) -> Result<Response<v1::FetchSourceResponse>, Status> {
-        Err(Status::unavailable("not yet"))
+        let identity = caller(&request)?;
+        let agent = Arc::clone(&self.agent);
+        let Some(source) = agent.config.source.clone() else {
+            return Err(status::no_source());
+        };
+        // As with a push: a client that goes away changes nothing.
+        let fetching = self.agent.work.spawn(async move {
+            let before = agent.revisions.head();
+            let fetched = source::fetch(&agent, &source)
+                .await
+                .map_err(|error| status::fetch(&error, agent.revisions.head()))?;
+            if let Some(accepted) = &fetched {
+                tracing::info!(by = identity.subject, head = %accepted.head, "fetched");
+                agent.arrived(Way::Fetch, &source.url, accepted).await;
+            }
+            let shown = |commit: Option<CommitId>| {
+                commit.map(|commit| commit.to_string()).unwrap_or_default()
+            };
+            Ok::<_, Status>(v1::FetchSourceResponse {
+                previous: shown(before),
+                revision: shown(agent.revisions.head()),
+                new_commits: fetched.map_or(0, |accepted| {
+                    u32::try_from(accepted.new_commits.len()).unwrap_or(u32::MAX)
+                }),
+            })
+        });
+        let fetched = fetching.await.map_err(|_| status::stopping())??;
+        Ok(Response::new(fetched))
     }
 }

@@ -11,13 +11,16 @@ use prost::Message as _;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
+use mcp_spec::revision::CommitId;
+
 use crate::auth::ForbiddenError;
 use crate::auth::token::TokenError;
+use crate::revisions::{FetchError, ReadError, ReceiveError, ResolveError};
 
 /// Where the details of a failure travel.
 pub const ERROR_DETAIL: &str = "mcp-error-bin";
 /// Longest text of a message, a hint or a cause, in bytes: all of them are headers.
-const MAX_TEXT_BYTES: usize = 1024;
+const MAX_TEXT_BYTES: usize = 768;
 /// Most causes that are told.
 const MAX_CAUSES: usize = 8;
 
@@ -171,6 +174,134 @@ pub(super) fn took_too_long(limit: Duration) -> Status {
     )
     .hint("look at the engine and the disk of the node: mcp node info")
     .into()
+}
+
+/// The request breaks the contract; only a client of another make sends such a thing.
+pub(super) fn bad_request(message: impl Into<String>) -> Status {
+    Failure::new(Code::InvalidArgument, "bad-request", message)
+        .hint("compare the releases: `mcp version` and `mcp node info`")
+        .into()
+}
+
+/// The agent is ending.
+pub(super) fn stopping() -> Status {
+    Failure::new(Code::Unavailable, "stopping", "the agent is stopping")
+        .hint("try again in a moment")
+        .into()
+}
+
+/// The agent's own disk failed.
+pub(super) fn disk(action: &str, error: &std::io::Error) -> Status {
+    Failure::new(Code::Internal, "io", format!("could not {action}"))
+        .causes([error.to_string()])
+        .hint("check space and permissions of the agent's data directory: mcp-agent check")
+        .into()
+}
+
+/// A revision is refused.
+#[must_use]
+pub fn receive(error: &ReceiveError, head: Option<CommitId>) -> Status {
+    let code = match error {
+        ReceiveError::Stale { .. }
+        | ReceiveError::Older { .. }
+        | ReceiveError::NotFastForward { .. } => Code::Aborted,
+        ReceiveError::Unrelated { .. }
+        | ReceiveError::Unsigned { .. }
+        | ReceiveError::BadSignature { .. }
+        | ReceiveError::UnknownSigner { .. }
+        | ReceiveError::DeniedKey { .. }
+        | ReceiveError::Unauthorised { .. }
+        | ReceiveError::BadSigners { .. }
+        | ReceiveError::NoIntroduction { .. }
+        | ReceiveError::BeforeIntroduction { .. } => Code::PermissionDenied,
+        ReceiveError::TooLarge { .. } | ReceiveError::TimedOut { .. } => Code::ResourceExhausted,
+        ReceiveError::Io { .. } => Code::Internal,
+        ReceiveError::BadHeader { .. }
+        | ReceiveError::HostileTree { .. }
+        | ReceiveError::MissingObject { .. }
+        | ReceiveError::Object { .. }
+        | ReceiveError::Corrupt { .. }
+        | ReceiveError::Tag
+        | ReceiveError::BadDefinitions { .. }
+        | ReceiveError::Halted(_) => Code::FailedPrecondition,
+    };
+    let mut failure = Failure::of(code, error.name(), error).hint(error.hint());
+    if let ReceiveError::BadDefinitions { errors, .. } = error {
+        failure = failure.causes(errors.iter().map(ToString::to_string));
+    }
+    if let Some(head) = head {
+        failure = failure.head(head.to_string());
+    }
+    failure.into()
+}
+
+/// The upstream could not be fetched.
+#[must_use]
+pub fn fetch(error: &FetchError, head: Option<CommitId>) -> Status {
+    if let FetchError::Refused(refused) = error {
+        return receive(refused, head);
+    }
+    Failure::of(Code::FailedPrecondition, error.name(), error)
+        .hint(error.hint())
+        .into()
+}
+
+/// There is no upstream to fetch from.
+pub(super) fn no_source() -> Status {
+    Failure::new(
+        Code::FailedPrecondition,
+        "no-source",
+        "this node has no upstream",
+    )
+    .hint("name one under [source] in agent.toml, or push with mcp sync")
+    .into()
+}
+
+/// Something of an accepted revision could not be read.
+#[must_use]
+pub fn read(error: &ReadError) -> Status {
+    let (code, reason, hint) = match error {
+        ReadError::NotAccepted { .. } => (
+            Code::NotFound,
+            "unknown-revision",
+            "see which there are: mcp revisions",
+        ),
+        ReadError::TooLarge { .. } => (
+            Code::ResourceExhausted,
+            "too-large",
+            "keep large files out of the repository",
+        ),
+        ReadError::Draft(_) => (
+            Code::FailedPrecondition,
+            "bad-draft",
+            "commit the edits first: mcp sync",
+        ),
+        ReadError::Object { .. }
+        | ReadError::Damaged { .. }
+        | ReadError::Pack(_)
+        | ReadError::Io { .. } => (
+            Code::Internal,
+            "repository",
+            "check the agent's repository on the node: mcp-agent check",
+        ),
+    };
+    Failure::of(code, reason, error).hint(hint).into()
+}
+
+/// A text names no accepted revision.
+#[must_use]
+pub fn resolve(error: &ResolveError) -> Status {
+    let (code, reason) = match error {
+        ResolveError::Empty => (Code::FailedPrecondition, "no-revision"),
+        ResolveError::Syntax { .. } => (Code::InvalidArgument, "bad-revision"),
+        ResolveError::Unknown { .. } | ResolveError::BeforeHistory { .. } => {
+            (Code::NotFound, "unknown-revision")
+        }
+        ResolveError::Ambiguous { .. } => (Code::FailedPrecondition, "ambiguous-revision"),
+    };
+    Failure::of(code, reason, error)
+        .hint("see which there are: mcp revisions")
+        .into()
 }
 
 impl From<ForbiddenError> for Failure {

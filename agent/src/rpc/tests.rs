@@ -1,0 +1,260 @@
+//! The agent over the wire: TLS, tokens, roles, bounds.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use jiff::Timestamp;
+use mcp_spec::duration::Span;
+use prost::Message as _;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig};
+use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::*;
+use crate::auth::Role;
+use crate::auth::issuer::{Grant, Issuer};
+use crate::config::Config;
+use crate::init::{InitOptions, init};
+use v1::node_client::NodeClient;
+use v1::revisions_client::RevisionsClient;
+
+struct Running {
+    config: Config,
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    task: tokio::task::JoinHandle<Result<(), crate::RunError>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Running {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = ed25519_dalek::SigningKey::from_bytes(&[3; 32]);
+        let key = ssh_key::public::Ed25519PublicKey(key.verifying_key().to_bytes());
+        let made = init(&InitOptions {
+            node: "rift".parse().unwrap(),
+            data_dir: folder.path().join("data"),
+            config: None,
+            listen: "127.0.0.1:0".parse().unwrap(),
+            services_dir: folder.path().join("srv"),
+            names: Vec::new(),
+            engine: None,
+            // An engine that is away is a state: everything here has to work without.
+            socket: Some(format!("unix://{}/none.sock", folder.path().display())),
+            issuer_jwk: None,
+            issuer: None,
+            introduction: None,
+            trust: vec![ssh_key::PublicKey::from(key).to_openssh().unwrap()],
+        })
+        .unwrap();
+        let config = Config::load(&made.config).unwrap();
+        let shutdown = CancellationToken::new();
+        let (ready, address) = tokio::sync::oneshot::channel();
+        let task = tokio::spawn(crate::run(
+            config.clone(),
+            shutdown.clone(),
+            move |address, _| ready.send(address).unwrap(),
+        ));
+        Self {
+            address: address.await.unwrap(),
+            config,
+            shutdown,
+            task,
+            _folder: folder,
+        }
+    }
+
+    async fn channel(&self) -> Channel {
+        let ca = std::fs::read(self.config.data_dir.join("tls/ca.pem")).unwrap();
+        Channel::from_shared(format!("https://{}", self.address))
+            .unwrap()
+            .tls_config(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
+    }
+
+    fn token(&self, role: Role) -> String {
+        let issuer = Issuer::load(&self.config.node, &self.config.issuer_key()).unwrap();
+        let grant = Grant {
+            subject: "alice".to_owned(),
+            role,
+            ttl: Span::from_secs(60),
+            services: [].into(),
+            audience: "mcp".to_owned(),
+        };
+        issuer.issue(&grant, Timestamp::now())
+    }
+
+    fn with<T>(&self, role: Role, message: T) -> Request<T> {
+        bearing(&self.token(role), message)
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+fn bearing<T>(token: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
+fn reason(status: &Status) -> String {
+    let bytes = status.metadata().get_bin(status::ERROR_DETAIL).unwrap();
+    let detail = v1::ErrorDetail::decode(bytes.to_bytes().unwrap()).unwrap();
+    assert!(!detail.hint.is_empty(), "{status}");
+    detail.reason
+}
+
+#[tokio::test]
+async fn a_call_takes_a_token_and_its_role() {
+    crate::tls::install_crypto();
+    let agent = Running::start().await;
+    let channel = agent.channel().await;
+    let mut node = NodeClient::new(channel.clone());
+
+    let info = node
+        .info(agent.with(Role::Viewer, v1::InfoRequest {}))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(info.node, "rift");
+    assert!(info.disk.unwrap().total_bytes > 0);
+
+    let none = node.info(v1::InfoRequest {}).await.unwrap_err();
+    assert_eq!(none.code(), Code::Unauthenticated);
+    assert_eq!(reason(&none), "no-token");
+    let bad = bearing("a.b.c", v1::InfoRequest {});
+    assert_eq!(reason(&node.info(bad).await.unwrap_err()), "bad-token");
+    let mut twice = agent.with(Role::Admin, v1::InfoRequest {});
+    let second = twice.metadata().get("authorization").unwrap().clone();
+    twice.metadata_mut().append("authorization", second);
+    assert_eq!(reason(&node.info(twice).await.unwrap_err()), "no-token");
+
+    let low = agent.with(Role::Viewer, v1::FetchSourceRequest {});
+    let low = node.fetch_source(low).await.unwrap_err();
+    assert_eq!(low.code(), Code::PermissionDenied);
+    assert_eq!(reason(&low), "role");
+    let high = agent.with(Role::Operator, v1::FetchSourceRequest {});
+    let high = node.fetch_source(high).await.unwrap_err();
+    assert_eq!(reason(&high), "no-source");
+
+    let mut health = HealthClient::new(channel);
+    let open = health.check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(open.into_inner().status, 1);
+    let closed = health.watch(HealthCheckRequest::default()).await;
+    assert_eq!(closed.unwrap_err().code(), Code::Unauthenticated);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn refused_tokens_are_bounded_and_good_ones_pass() {
+    crate::tls::install_crypto();
+    let agent = Running::start().await;
+    let mut node = NodeClient::new(agent.channel().await);
+    let mut codes = Vec::new();
+    for _ in 0..25 {
+        let refused = node.info(bearing("a.b.c", v1::InfoRequest {})).await;
+        codes.push(refused.unwrap_err().code());
+    }
+    assert_eq!(codes[0], Code::Unauthenticated);
+    assert_eq!(codes[24], Code::ResourceExhausted);
+    let good = agent.with(Role::Viewer, v1::InfoRequest {});
+    assert!(node.info(good).await.is_ok());
+    agent.stop().await;
+}
+
+fn push(
+    parts: Vec<v1::push_pack_request::Part>,
+) -> tokio_stream::Iter<std::vec::IntoIter<v1::PushPackRequest>> {
+    let parts: Vec<_> = parts
+        .into_iter()
+        .map(|part| v1::PushPackRequest { part: Some(part) })
+        .collect();
+    tokio_stream::iter(parts)
+}
+
+#[tokio::test]
+async fn a_push_that_breaks_the_contract_changes_nothing() {
+    use v1::push_pack_request::Part;
+    crate::tls::install_crypto();
+    let agent = Running::start().await;
+    let mut revisions = RevisionsClient::new(agent.channel().await);
+    let header = |pack_bytes| {
+        Part::Header(v1::PushHeader {
+            previous: String::new(),
+            revision: "3f2a9c1d".repeat(5),
+            pack_bytes,
+            request_id: "1".to_owned(),
+        })
+    };
+    for (parts, expected) in [
+        (vec![], "bad-request"),
+        (vec![Part::Chunk(vec![1])], "bad-request"),
+        (vec![header(5), header(5)], "bad-request"),
+        (vec![header(5), Part::Chunk(vec![0; 4])], "bad-request"),
+        (vec![header(5), Part::Chunk(vec![0; 6])], "bad-request"),
+        (vec![header(1 << 40)], "too-large"),
+        (vec![header(5), Part::Chunk(vec![0; 5])], "corrupt"),
+        (vec![header(0)], "corrupt"),
+    ] {
+        let shown = format!("{parts:?}");
+        let request = agent.with(Role::Operator, push(parts));
+        let refused = revisions.push_pack(request).await.unwrap_err();
+        assert_eq!(reason(&refused), expected, "{shown} {refused}");
+    }
+    let head = revisions
+        .negotiate(agent.with(Role::Viewer, v1::NegotiateRequest::default()))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!((head.head.as_str(), head.known), ("", false));
+    let odd = v1::NegotiateRequest {
+        want: "HEAD".to_owned(),
+    };
+    let odd = revisions.negotiate(agent.with(Role::Viewer, odd)).await;
+    assert_eq!(odd.unwrap_err().code(), Code::InvalidArgument);
+    let viewer = agent.with(Role::Viewer, push(vec![header(0)]));
+    let viewer = revisions.push_pack(viewer).await.unwrap_err();
+    assert_eq!(viewer.code(), Code::PermissionDenied);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_is_refused() {
+    use v1::push_pack_request::Part;
+    crate::tls::install_crypto();
+    let agent = Running::start().await;
+    let mut revisions = RevisionsClient::new(agent.channel().await);
+    let huge = push(vec![Part::Chunk(vec![0; MAX_MESSAGE_BYTES + 1])]);
+    let refused = revisions.push_pack(agent.with(Role::Operator, huge)).await;
+    assert_eq!(refused.unwrap_err().code(), Code::OutOfRange);
+    // The same where it is small on the wire.
+    let mut revisions = revisions.send_compressed(CompressionEncoding::Zstd);
+    let bomb = push(vec![Part::Chunk(vec![0; MAX_MESSAGE_BYTES + 1])]);
+    let refused = revisions.push_pack(agent.with(Role::Operator, bomb)).await;
+    assert!(
+        matches!(
+            refused.as_ref().unwrap_err().code(),
+            Code::OutOfRange | Code::ResourceExhausted | Code::Internal
+        ),
+        "{refused:?}"
+    );
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn two_agents_cannot_share_a_folder() {
+    crate::tls::install_crypto();
+    let agent = Running::start().await;
+    let second = crate::run(agent.config.clone(), CancellationToken::new(), |_, _| {});
+    assert!(matches!(second.await, Err(crate::RunError::Lock(_))));
+    assert!(Path::new(&agent.config.data_dir).join("lock").exists());
+    agent.stop().await;
+}
