@@ -22,6 +22,7 @@ use mcp_spec::revision::CommitId;
 use mcp_spec::signature::{DeniedKeys, OwnerKeys};
 
 mod accepted;
+mod consolidate;
 mod door;
 mod durable;
 mod error;

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::PoisonError;
 
 use jiff::Timestamp;
 use mcp_spec::name::NodeName;
 use mcp_spec::revision::CommitId;
+use tempfile::TempDir;
 
 use super::accepted::Record;
 use super::durable;
@@ -28,6 +30,12 @@ pub(super) enum Step {
     AppendAccepted,
 }
 
+/// A pack in its quarantine, which goes with it.
+pub(super) struct Spooled {
+    dir: TempDir,
+    pub(super) incoming: PathBuf,
+}
+
 impl RevisionStore {
     /// Receives a pack that leads to `new`, checks everything, and moves the head there.
     ///
@@ -47,11 +55,30 @@ impl RevisionStore {
         limits: &Limits,
         now: Timestamp,
     ) -> Result<Accepted, ReceiveError> {
+        if let Some(accepted) = self.answered_by_head(old, new)? {
+            return Ok(accepted);
+        }
+        // Spooled first: a slow sender keeps nobody else waiting.
+        let spooled = self.spool(pack, limits)?;
         let _door = self.lock_door();
         if let Some(accepted) = self.answered_by_head(old, new)? {
             return Ok(accepted);
         }
-        self.receive_locked(pack, new, node, limits, now)
+        self.receive_spooled(spooled, new, node, limits, now)
+    }
+
+    /// Takes a pack into a quarantine of its own, bounded and not yet looked at.
+    pub(super) fn spool(&self, pack: impl Read, limits: &Limits) -> Result<Spooled, ReceiveError> {
+        let dir = self.quarantine_dir();
+        durable::create_dir(&dir).map_err(ReceiveError::io("make the quarantine"))?;
+        // Removed when it goes out of scope, whatever the verdict.
+        let dir = tempfile::Builder::new()
+            .prefix("pack-")
+            .tempdir_in(&dir)
+            .map_err(ReceiveError::io("make the quarantine"))?;
+        let incoming = dir.path().join("incoming");
+        pack::store_bounded(pack, &incoming, limits, &Clockwork::start(limits))?;
+        Ok(Spooled { dir, incoming })
     }
 
     /// What can be said before a byte is read.
@@ -81,41 +108,31 @@ impl RevisionStore {
         }
     }
 
-    pub(super) fn receive_locked(
+    /// The checks and the promotion; the caller holds the door.
+    pub(super) fn receive_spooled(
         &self,
-        pack: impl Read,
+        spooled: Spooled,
         new: CommitId,
         node: &NodeName,
         limits: &Limits,
         now: Timestamp,
     ) -> Result<Accepted, ReceiveError> {
         let clock = Clockwork::start(limits);
-        let dir = self.quarantine_dir();
-        durable::create_dir(&dir).map_err(ReceiveError::io("make the quarantine"))?;
-        // Removed when it goes out of scope, whatever the verdict.
-        let quarantine = tempfile::Builder::new()
-            .prefix("pack-")
-            .tempdir_in(&dir)
-            .map_err(ReceiveError::io("make the quarantine"))?;
-        let (objects, indexed) = self.quarantine(pack, quarantine.path(), limits, &clock)?;
+        let (objects, indexed) = self.quarantine(&spooled, limits, &clock)?;
         let revisions = self.judge(&objects, new, node, limits, &clock)?;
         drop(objects);
-        let accepted = self.promote(&indexed, new, revisions, now)?;
-        // A leftover in the quarantine is cleared at the next start.
-        let _ = quarantine.close();
-        Ok(accepted)
+        self.promote(&indexed, new, revisions, now)
     }
 
-    /// Takes the pack in, indexes it, and opens it upon the repository's own objects.
+    /// Looks the pack through, indexes it, and opens it upon the repository's own objects.
     fn quarantine(
         &self,
-        pack: impl Read,
-        dir: &Path,
+        spooled: &Spooled,
         limits: &Limits,
         clock: &Clockwork,
     ) -> Result<(Objects, Indexed), ReceiveError> {
         let make = ReceiveError::io("make the quarantine");
-        let objects_dir = dir.join("objects");
+        let objects_dir = spooled.dir.path().join("objects");
         let pack_dir = objects_dir.join("pack");
         fs::create_dir_all(&pack_dir).map_err(&make)?;
         fs::create_dir_all(objects_dir.join("info")).map_err(&make)?;
@@ -126,12 +143,8 @@ impl RevisionStore {
         let mut alternates = own.into_os_string().into_encoded_bytes();
         alternates.push(b'\n');
         fs::write(objects_dir.join("info/alternates"), alternates).map_err(&make)?;
-
-        let incoming = dir.join("incoming");
-        pack::store_bounded(pack, &incoming, limits, clock)?;
-        pack::inspect(&incoming, limits, clock)?;
-        let indexed = pack::index(&incoming, &pack_dir, limits, clock)?;
-        fs::remove_file(&incoming).map_err(ReceiveError::io("clear the quarantine"))?;
+        pack::inspect(&spooled.incoming, limits, clock)?;
+        let indexed = pack::index(&spooled.incoming, &pack_dir, limits, clock)?;
         let objects = Objects::open(
             &objects_dir,
             usize::try_from(limits.object_bytes).unwrap_or(usize::MAX),
@@ -205,8 +218,10 @@ impl RevisionStore {
         Ok(revisions)
     }
 
-    /// Moves the pack in and the head on. A failure in the middle stops changes until a restart:
-    /// the mark may be ahead by then, and must not fall.
+    /// Moves the pack in and the head on. Each step is on disk before the next begins.
+    ///
+    /// Until the mark is written a failure leaves nothing but an unreferenced pack. From then on it
+    /// stops changes until a restart: the mark may be ahead, and must not fall.
     fn promote(
         &self,
         indexed: &Indexed,
@@ -214,24 +229,6 @@ impl RevisionStore {
         revisions: Vec<VerifiedRevision>,
         now: Timestamp,
     ) -> Result<Accepted, ReceiveError> {
-        self.promote_steps(indexed, new, revisions, now)
-            .inspect_err(|_| {
-                self.state
-                    .write()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner)
-                    .trouble = Some(HighWaterTrouble::Interrupted { commit: new });
-            })
-    }
-
-    /// Each step is on disk before the next begins.
-    fn promote_steps(
-        &self,
-        indexed: &Indexed,
-        new: CommitId,
-        revisions: Vec<VerifiedRevision>,
-        now: Timestamp,
-    ) -> Result<Accepted, ReceiveError> {
-        let previous = self.head();
         let pack_dir = self.objects_dir().join("pack");
         self.step(Step::MovePack)?;
         durable::move_into(&indexed.pack, &pack_dir)
@@ -240,16 +237,28 @@ impl RevisionStore {
         durable::move_into(&indexed.index, &pack_dir)
             .map_err(ReceiveError::io("move the pack into the repository"))?;
         durable::sync_dir(&pack_dir).map_err(ReceiveError::io("flush the repository"))?;
+        self.move_on(new, revisions, now).inspect_err(|_| {
+            self.state
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .trouble = Some(HighWaterTrouble::Interrupted { commit: new });
+        })
+    }
+
+    fn move_on(
+        &self,
+        new: CommitId,
+        revisions: Vec<VerifiedRevision>,
+        now: Timestamp,
+    ) -> Result<Accepted, ReceiveError> {
+        let previous = self.head();
         self.step(Step::WriteMark)?;
         durable::write_mark(&self.data_dir, new)
             .map_err(ReceiveError::io("write the high-water mark"))?;
         self.step(Step::MoveHead)?;
         durable::move_head(&self.repository(), previous, new, now, "accepted")
             .map_err(ReceiveError::io("move the head"))?;
-        let mut state = self
-            .state
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state.head = Some(new);
         self.step(Step::AppendAccepted)?;
         let records: Vec<Record> = revisions
@@ -273,7 +282,7 @@ impl RevisionStore {
         let crash = *self
             .crash_before
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+            .unwrap_or_else(PoisonError::into_inner);
         if crash == Some(step) {
             return Err(ReceiveError::io("go on")(std::io::Error::other("crash")));
         }

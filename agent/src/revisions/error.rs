@@ -9,8 +9,10 @@ use thiserror::Error;
 
 use super::objects::ObjectError;
 
-/// Why a push or a fetch was refused. Nothing has changed when it is returned, but for `Io` after
-/// the ref was written, which the next start heals.
+/// Why a push or a fetch was refused. Nothing has changed when it is returned, but for an `Io` in
+/// the middle of the promotion: the store then takes no changes until a restart finishes it.
+///
+/// What is wrong with signed bytes is part of the text; only `Io` has a source.
 #[derive(Debug, Error)]
 pub enum ReceiveError {
     /// The caller's idea of the head is out of date.
@@ -54,12 +56,12 @@ pub enum ReceiveError {
         commit: CommitId,
     },
     /// A commit whose signature does not count.
-    #[error("the signature of {} does not count: {source}", commit.short())]
+    #[error("the signature of {} does not count: {fault}", commit.short())]
     BadSignature {
         /// The commit.
         commit: CommitId,
         /// Why.
-        source: SignatureError,
+        fault: SignatureError,
     },
     /// A commit by a key that its parent does not name.
     #[error("{} is signed by the key {fingerprint}, which .mcp/allowed_signers of its parent {} does not name", commit.short(), parent.short())]
@@ -80,20 +82,20 @@ pub enum ReceiveError {
         fingerprint: String,
     },
     /// A commit by a key that may not make this change.
-    #[error("{} may not be made by its signer: {source}", commit.short())]
+    #[error("{} may not be made by its signer: {fault}", commit.short())]
     Unauthorised {
         /// The commit.
         commit: CommitId,
         /// Why.
-        source: AuthorisationError,
+        fault: AuthorisationError,
     },
     /// A commit whose own `.mcp/allowed_signers` cannot be read.
-    #[error("{} has a broken .mcp/allowed_signers, {source}", commit.short())]
+    #[error("{} has a broken .mcp/allowed_signers, {fault}", commit.short())]
     BadSigners {
         /// The commit.
         commit: CommitId,
         /// The line and what is wrong with it.
-        source: AllowedSignersError,
+        fault: AllowedSignersError,
     },
     /// No commit that could start the trusted history.
     #[error("no commit of {} can introduce its history: {fault}", tip.short())]
@@ -112,12 +114,12 @@ pub enum ReceiveError {
         parent: CommitId,
     },
     /// A commit that can be read in more than one way.
-    #[error("{} is malformed: {source}", commit.short())]
+    #[error("{} is malformed: {fault}", commit.short())]
     BadHeader {
         /// The commit.
         commit: CommitId,
         /// What is wrong.
-        source: CommitHeaderError,
+        fault: CommitHeaderError,
     },
     /// A tree that holds what no revision may hold.
     #[error("{} holds {path}, which {reason}", commit.short())]
@@ -140,12 +142,12 @@ pub enum ReceiveError {
         id: String,
     },
     /// An object that cannot be read.
-    #[error("{} cannot be read", commit.short())]
+    #[error("{} cannot be read: {fault}", commit.short())]
     Object {
         /// The commit.
         commit: CommitId,
         /// What is wrong.
-        source: ObjectError,
+        fault: ObjectError,
     },
     /// One of the bounds is exceeded.
     #[error("{what} exceed the limit of {limit}")]
@@ -201,12 +203,12 @@ pub enum IntroductionFault {
     #[error("{} holds .mcp/allowed_signers and is not signed", .0.short())]
     Unsigned(CommitId),
     /// Its signature does not count.
-    #[error("the signature of {} does not count: {source}", commit.short())]
+    #[error("the signature of {} does not count: {fault}", commit.short())]
     BadSignature {
         /// The commit.
         commit: CommitId,
         /// Why.
-        source: SignatureError,
+        fault: SignatureError,
     },
     /// It is signed by somebody else.
     #[error("{} is signed by the key {fingerprint}, which is none of the owners pinned on this agent", commit.short())]
@@ -281,7 +283,7 @@ impl ReceiveError {
             Self::Unsigned { .. } => {
                 "sign it with `git commit --amend -S` (gpg.format=ssh), or let `mcp sync` commit".to_owned()
             }
-            Self::BadSignature { source, .. } => match source {
+            Self::BadSignature { fault, .. } => match fault {
                 SignatureError::OtherKind { .. } | SignatureError::Algorithm { .. } => {
                     "set gpg.format=ssh and user.signingkey to an Ed25519 key, then sign again".to_owned()
                 }
@@ -297,7 +299,7 @@ impl ReceiveError {
             Self::DeniedKey { .. } => {
                 "sign with another key; the denylist is the agent's: `mcp-agent trust show`".to_owned()
             }
-            Self::Unauthorised { source, .. } => match source {
+            Self::Unauthorised { fault, .. } => match fault {
                 AuthorisationError::SignersDeleted | AuthorisationError::NoOwnerLeft => {
                     "keep .mcp/allowed_signers with at least one owner in it".to_owned()
                 }
@@ -391,14 +393,14 @@ impl ReceiveError {
     }
 
     /// What a failure to read an object means for the commit that reaches it.
-    pub(super) fn object(commit: CommitId, what: &str, source: ObjectError) -> Self {
-        match source {
+    pub(super) fn object(commit: CommitId, what: &str, fault: ObjectError) -> Self {
+        match fault {
             ObjectError::Missing { id } => Self::MissingObject {
                 commit,
                 what: what.to_owned(),
                 id,
             },
-            source => Self::Object { commit, source },
+            fault => Self::Object { commit, fault },
         }
     }
 }

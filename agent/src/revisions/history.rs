@@ -1,6 +1,7 @@
 //! Verification of history: every new commit, its tree, its signature, and who allowed it.
 
 use std::cell::RefCell;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -72,8 +73,8 @@ impl Verification<'_> {
             *next += 1;
             if self.accepted.contains(parent) {
                 boundary.insert(parent);
-            } else if !sketches.contains_key(&parent) {
-                sketches.insert(parent, self.sketch(parent)?);
+            } else if let Entry::Vacant(place) = sketches.entry(parent) {
+                place.insert(self.sketch(parent)?);
                 stack.push((parent, 0));
             }
         }
@@ -93,7 +94,7 @@ impl Verification<'_> {
         let raw = self.raw_commit(id)?;
         let malformed = || ReceiveError::BadHeader {
             commit: id,
-            source: CommitHeaderError::Malformed {
+            fault: CommitHeaderError::Malformed {
                 name: "tree".to_owned(),
                 reason: "tree and parents cannot be read",
             },
@@ -237,10 +238,10 @@ impl Context<'_> {
     /// Whether a commit bears a pinned owner's signature, upon a tree that keeps the rules.
     fn could_introduce(&self, tip: CommitId, commit: &Sketch) -> Result<(), ReceiveError> {
         let refused = |fault| ReceiveError::NoIntroduction { tip, fault };
-        let bad_signature = |source| {
+        let bad_signature = |fault| {
             refused(IntroductionFault::BadSignature {
                 commit: commit.id,
-                source,
+                fault,
             })
         };
         let raw = self.verification.raw_commit(commit.id)?;
@@ -321,9 +322,9 @@ impl Context<'_> {
             .iter()
             .map(|(signers, touched)| ParentView { signers, touched })
             .collect();
-        let unauthorised = |source: AuthorisationError| ReceiveError::Unauthorised {
+        let unauthorised = |fault: AuthorisationError| ReceiveError::Unauthorised {
             commit: commit.id,
-            source,
+            fault,
         };
         let signer = authorise(&parents, &key, after.as_deref()).map_err(unauthorised)?;
         Ok(revision(
@@ -340,7 +341,7 @@ impl Context<'_> {
         let id = commit.id;
         let raw = self.verification.raw_commit(id)?;
         let parsed = ParsedCommit::parse(&raw)
-            .map_err(|source| ReceiveError::BadHeader { commit: id, source })?;
+            .map_err(|fault| ReceiveError::BadHeader { commit: id, fault })?;
         self.trees.check(
             id,
             &commit.tree,
@@ -352,7 +353,7 @@ impl Context<'_> {
             .as_deref()
             .ok_or(ReceiveError::Unsigned { commit: id })?;
         let key = verify_sshsig(pem, GIT_NAMESPACE, &parsed.payload)
-            .map_err(|source| ReceiveError::BadSignature { commit: id, source })?;
+            .map_err(|fault| ReceiveError::BadSignature { commit: id, fault })?;
         if self.verification.denylist && self.verification.trust.denied.contains(&key) {
             return Err(ReceiveError::DeniedKey {
                 commit: id,
@@ -393,7 +394,7 @@ impl Context<'_> {
             })?;
         let signers = Rc::new(
             AllowedSigners::parse_bytes(&bytes)
-                .map_err(|source| ReceiveError::BadSigners { commit, source })?,
+                .map_err(|fault| ReceiveError::BadSigners { commit, fault })?,
         );
         self.signers
             .borrow_mut()

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use mcp_spec::revision::CommitId;
 use mcp_spec::revision::commit::MAX_COMMIT_BYTES;
@@ -142,10 +142,12 @@ impl RevisionStore {
             trouble: None,
         };
         state.trouble = store.agree(&mut state, &mark)?;
-        *store
-            .state
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = state;
+        let sound = state.trouble.is_none();
+        *store.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        if sound && let Err(error) = store.consolidate() {
+            // Many packs are slow and nothing worse.
+            tracing::warn!(%error, "the packs of the repository could not be made one");
+        }
         Ok(store)
     }
 
@@ -268,10 +270,7 @@ impl RevisionStore {
     /// [`ReceiveError`] where the head does not verify, or the disk refuses.
     pub fn confirm(&self) -> Result<(), ReceiveError> {
         let _door = self.lock_door();
-        let mut state = self
-            .state
-            .write()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let head = match (&state.trouble, state.head) {
             (None, _) => return Ok(()),
             // The mark may be ahead then; only a restart can tell.

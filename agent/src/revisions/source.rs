@@ -4,7 +4,7 @@
 //! repository's configuration is followed: its branch is read, and its objects, each re-hashed. Git's
 //! own way would run `git-upload-pack` as configured over there. Other transports come later.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use mcp_spec::name::NodeName;
 use mcp_spec::revision::CommitId;
 use thiserror::Error;
 
-use super::durable;
+use super::door::Spooled;
 use super::history::Verification;
 use super::limits::{Clockwork, Limits};
 use super::objects::{Id, Objects};
@@ -114,28 +114,17 @@ impl RevisionStore {
         if let Some(accepted) = self.answered_by_head(head, tip)? {
             return Ok((accepted.previous != Some(accepted.head)).then_some(accepted));
         }
-        let dir = self.quarantine_dir();
-        durable::create_dir(&dir).map_err(ReceiveError::io("make the quarantine"))?;
-        let scratch = tempfile::Builder::new()
-            .prefix("fetch-")
-            .tempdir_in(&dir)
-            .map_err(ReceiveError::io("make the quarantine"))?;
-        let fetched = scratch.path().join("fetched");
-        self.copy_objects(&objects_dir, tip, &fetched, limits)?;
-        let pack = File::open(&fetched).map_err(ReceiveError::io("read the fetched pack"))?;
-        // The name can go: the open file stays until it is read, and no more is left than needed.
-        fs::remove_file(&fetched).map_err(ReceiveError::io("clear the quarantine"))?;
-        Ok(Some(self.receive_locked(pack, tip, node, limits, now)?))
+        let spooled = self.copy_objects(&objects_dir, tip, limits)?;
+        Ok(Some(self.receive_spooled(spooled, tip, node, limits, now)?))
     }
 
-    /// Writes a pack of what leads from our history to the tip.
+    /// Makes a pack, in quarantine, of what leads from our history to the tip.
     fn copy_objects(
         &self,
         objects_dir: &Path,
         tip: CommitId,
-        to: &Path,
         limits: &Limits,
-    ) -> Result<(), ReceiveError> {
+    ) -> Result<Spooled, ReceiveError> {
         let clock = Clockwork::start(limits);
         let limit = usize::try_from(limits.object_bytes).unwrap_or(usize::MAX);
         let theirs = Objects::open(objects_dir, limit)
@@ -173,7 +162,9 @@ impl RevisionStore {
         for (commit, tree) in new.commits() {
             trees::reach(&theirs, commit, &tree, &mut held, &mut ids, limits, &clock)?;
         }
-        let file = File::create_new(to).map_err(ReceiveError::io("write the fetched pack"))?;
+        let spooled = self.spool(io::empty(), limits)?;
+        let file =
+            File::create(&spooled.incoming).map_err(ReceiveError::io("write the fetched pack"))?;
         let mut bounded = Bounded {
             inner: io::BufWriter::new(file),
             left: limits.pack_bytes,
@@ -192,7 +183,8 @@ impl RevisionStore {
             other => ReceiveError::Corrupt {
                 reason: other.to_string(),
             },
-        })
+        })?;
+        Ok(spooled)
     }
 }
 

@@ -68,7 +68,7 @@ fn change_of_the_trust_needs_an_owner() {
     assert!(matches!(
         scene.refused(),
         ReceiveError::Unauthorised {
-            source: AuthorisationError::NotOwner { .. },
+            fault: AuthorisationError::NotOwner { .. },
             ..
         }
     ));
@@ -110,7 +110,7 @@ fn limited_signer_changes_its_service_alone() {
     assert!(matches!(
         scene.refused(),
         ReceiveError::Unauthorised {
-            source: AuthorisationError::OutsideServices { path, .. },
+            fault: AuthorisationError::OutsideServices { path, .. },
             ..
         } if path == "services/cart.toml"
     ));
@@ -217,7 +217,7 @@ fn root_merged_in_from_elsewhere_is_refused() {
     scene.commit_index(Some(OWNER), "merge");
     assert!(matches!(
         scene.refused(),
-        ReceiveError::Unauthorised { commit, source: AuthorisationError::NoParent } if commit == orphan
+        ReceiveError::Unauthorised { commit, fault: AuthorisationError::NoParent } if commit == orphan
     ));
 }
 
