@@ -37,6 +37,7 @@ use auth::issuer::{Issuer, IssuerKeyError};
 use auth::token::{JwkError, TrustedIssuer, Verifier, read_jwks};
 use config::{AuthConfig, Config};
 use lock::{DataDirLock, LockError};
+use registry::{Registry, RegistryError};
 use revisions::{Accepted, RevisionStore, TrustRoots};
 use source::{Source, Way};
 use tls::{Certificate, CertificateError};
@@ -54,7 +55,9 @@ pub struct Agent {
     /// Believes the right tokens.
     pub verifier: Arc<Verifier>,
     /// The accepted revisions.
-    pub revisions: RevisionStore,
+    pub revisions: Arc<RevisionStore>,
+    /// What the agent knows.
+    pub registry: Registry,
     /// The upstream's state.
     pub source: Source,
     /// Work that goes on though its caller went away; the agent waits for it at its end.
@@ -88,6 +91,12 @@ pub enum RunError {
     /// The repository cannot be opened.
     #[error("cannot open the repository")]
     Revisions(#[from] revisions::OpenError),
+    /// The registry cannot be opened.
+    #[error(transparent)]
+    OpenRegistry(#[from] registry::OpenError),
+    /// The registry takes no writes any more.
+    #[error("the registry failed")]
+    Registry(#[from] RegistryError),
     /// The address cannot be listened on.
     #[error("cannot listen on {listen}")]
     Listen {
@@ -119,6 +128,10 @@ impl RunError {
             Self::Issuers(error) => error.hint(),
             Self::Trust(error) => error.hint(),
             Self::Revisions(_) => "restore the data directory from a backup".to_owned(),
+            Self::OpenRegistry(error) => open_registry_hint(error),
+            Self::Registry(_) => {
+                "look at the disk of the data directory, then start the agent again".to_owned()
+            }
             Self::Listen { .. } => {
                 "see who has it: ss -ltnp; or change listen in agent.toml".to_owned()
             }
@@ -127,6 +140,21 @@ impl RunError {
             }
         }
     }
+}
+
+fn open_registry_hint(error: &registry::OpenError) -> String {
+    match error {
+        registry::OpenError::NewerSchema { .. } => {
+            "run the newer agent, or restore the backup from before its start"
+        }
+        registry::OpenError::Foreign { .. } => "give another data directory",
+        registry::OpenError::Full { .. } => "make room on the disk of the data directory",
+        registry::OpenError::Locked { .. } => "stop the other process: fuser mcp.db names it",
+        registry::OpenError::OldSqlite { .. } => "build the agent with its bundled SQLite",
+        registry::OpenError::Io { .. } => "run the agent as the owner of its data directory",
+        _ => "restore the data directory from a backup",
+    }
+    .to_owned()
 }
 
 /// Why the keys of the token issuers cannot be used.
@@ -295,10 +323,14 @@ pub async fn run(
     let _lock = DataDirLock::take(&config.data_dir)?;
     let certificate = Arc::new(Certificate::load(&config.tls)?);
     let verifier = Arc::new(verifier(&config)?);
-    let revisions = RevisionStore::open(&config.data_dir, trust_roots(&config)?)?;
+    let revisions = Arc::new(RevisionStore::open(
+        &config.data_dir,
+        trust_roots(&config)?,
+    )?);
     if let Some(trouble) = revisions.trouble() {
         tracing::error!(%trouble, "no changes are taken");
     }
+    let registry = Registry::open(&config.database())?;
     let listen = config.listen;
     let listener = TcpListener::bind(listen)
         .await
@@ -310,6 +342,7 @@ pub async fn run(
         started_at: Timestamp::now(),
         verifier,
         revisions,
+        registry,
         source: Source::default(),
         work: TaskTracker::new(),
         shutdown: shutdown.clone(),
@@ -330,6 +363,15 @@ pub async fn run(
         "serve",
         serve(Arc::clone(&agent), incoming, tasks.shutdown.child_token()),
     );
+    let registry = agent.registry.clone();
+    let stop = tasks.shutdown.child_token();
+    tasks.spawn("registry", async move {
+        tokio::select! {
+            // Waiting for a failure is nothing that could be lost.
+            () = stop.cancelled() => Ok(()),
+            failed = registry.failed() => Err(failed.into()),
+        }
+    });
     if let Some(source) = agent.config.source.clone() {
         let poll = source::poll(Arc::clone(&agent), source, tasks.shutdown.child_token());
         tasks.spawn("source", async {

@@ -85,7 +85,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_LIMIT))
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
-        .layer(Authenticate::new(Arc::clone(&agent.verifier)))
+        .layer(Authenticate::new(Arc::clone(&agent)))
         .add_routes(routes(&agent).await)
         .serve_with_incoming_shutdown(incoming, shutdown.cancelled_owned())
         .await

@@ -1,10 +1,14 @@
-//! The gate before every call: token, role, time limit. What is not listed is closed.
+//! The gate before every call: token, role, time limit, and the audit of what changes something.
+//!
+//! What is not listed is closed. A call that takes more than a viewer leaves one line in the audit,
+//! refused or not, even where its caller goes away in the middle. Bad tokens leave none: anybody
+//! could fill the disk with them; they are logged, and bounded by address.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tonic::body::Body;
@@ -14,30 +18,124 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::status;
+use crate::Agent;
 use crate::auth::methods::{self, Method};
 use crate::auth::refusals::Refusals;
-use crate::auth::token::Verifier;
 use crate::auth::{Identity, Role};
+use crate::registry::AuditRow;
 use crate::tls::Peer;
 
 /// Puts the gate before a service.
 #[derive(Debug, Clone)]
 pub struct Authenticate {
-    verifier: Arc<Verifier>,
+    agent: Arc<Agent>,
     refusals: Arc<Refusals>,
 }
 
-impl Authenticate {
-    /// A gate that believes this verifier.
+/// What a call is about, for its audit; said by the handler once it has read it.
+#[derive(Debug, Clone, Default)]
+pub struct About(Arc<OnceLock<(String, String)>>);
+
+impl About {
+    /// The place for what this request is about; of no effect where the call is not audited.
     #[must_use]
-    pub fn new(verifier: Arc<Verifier>) -> Self {
+    pub fn of<T>(request: &tonic::Request<T>) -> Self {
+        request
+            .extensions()
+            .get::<Self>()
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// Says it, once: the target in words, and the request's id or nothing.
+    pub fn say(&self, target: impl Into<String>, request_id: impl Into<String>) {
+        let _ = self.0.set((target.into(), request_id.into()));
+    }
+}
+
+/// A call that is to be audited; dropped before its end, its caller went away.
+#[derive(Debug)]
+struct Audited {
+    agent: Arc<Agent>,
+    about: About,
+    row: Option<AuditRow>,
+}
+
+impl Audited {
+    fn new(agent: &Arc<Agent>, method: &str, identity: &Identity, peer: Option<&Peer>) -> Self {
         Self {
-            verifier,
+            agent: Arc::clone(agent),
+            about: About::default(),
+            row: Some(AuditRow {
+                seq: 0,
+                at: Timestamp::now(),
+                who: identity.subject.clone(),
+                method: method.rsplit('/').next().unwrap_or(method).to_owned(),
+                target: String::new(),
+                from: peer.map(|peer| peer.0.ip().to_string()).unwrap_or_default(),
+                request_id: String::new(),
+                result: "client-gone".to_owned(),
+            }),
+        }
+    }
+
+    /// Writes the line down; it is written even where nobody waits for it.
+    fn write(&mut self, result: Option<String>) -> Option<tokio::task::JoinHandle<()>> {
+        let mut row = self.row.take()?;
+        if let Some(result) = result {
+            row.result = result;
+        }
+        if let Some((target, request_id)) = self.about.0.get() {
+            row.target.clone_from(target);
+            row.request_id.clone_from(request_id);
+        }
+        row.at = Timestamp::now();
+        let registry = self.agent.registry.clone();
+        Some(self.agent.work.spawn(async move {
+            if let Err(error) = registry.append_audit(row).await {
+                tracing::error!(error = %crate::error_chain(&error), "a call was not audited");
+            }
+        }))
+    }
+
+    async fn end(mut self, result: String) {
+        if let Some(written) = self.write(Some(result)) {
+            // It cannot panic, and at a shutdown the agent waits for it.
+            let _ = written.await;
+        }
+    }
+}
+
+impl Drop for Audited {
+    fn drop(&mut self) {
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.write(None);
+        }
+    }
+}
+
+/// How a call ended, in one word: `ok`, or the reason of its refusal.
+fn result_word(response: &Response<Body>) -> String {
+    let Some(status) = Status::from_header_map(response.headers()) else {
+        return "ok".to_owned();
+    };
+    if status.code() == Code::Ok {
+        return "ok".to_owned();
+    }
+    status::reason(&status).unwrap_or_else(|| format!("{:?}", status.code()))
+}
+
+impl Authenticate {
+    /// A gate that believes the agent's verifier and writes into its registry.
+    #[must_use]
+    pub fn new(agent: Arc<Agent>) -> Self {
+        Self {
+            agent,
             refusals: Arc::new(Refusals::default()),
         }
     }
 
-    /// Who calls, `None` for a method that is open to anybody.
+    /// The method and who calls it, `None` for one that is open to anybody.
     fn admit(
         &self,
         path: &str,
@@ -53,13 +151,13 @@ impl Authenticate {
         let identity = self.identity(headers, peer)?;
         // A caller with a token may learn that its release is another one.
         let method = method.ok_or_else(|| status::unknown_method(path))?;
-        identity.require(method.role.unwrap_or(Role::Admin))?;
         Ok((method, Some(identity)))
     }
 
     fn identity(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Identity, Status> {
         let token = bearer(headers)?;
-        self.verifier
+        self.agent
+            .verifier
             .verify(token, Timestamp::now())
             .map_err(|error| {
                 let address = peer.map(|peer| peer.0.ip());
@@ -135,17 +233,50 @@ where
         };
         // No handler has a use for the token itself, so none can log it.
         request.headers_mut().remove(AUTHORIZATION);
-        if let Some(identity) = identity {
-            request.extensions_mut().insert(identity);
-        }
-        let call = self.inner.call(request);
-        Box::pin(async move {
-            // The limit holds until the response begins; a stream has limits of its own.
-            match tokio::time::timeout(method.limit, call).await {
-                Ok(response) => response,
-                Err(_) => Ok(status::took_too_long(method.limit).into_http()),
+        let Some(identity) = identity else {
+            let call = self.inner.call(request);
+            return Box::pin(within(method.limit, call));
+        };
+        let required = method.role.unwrap_or(Role::Admin);
+        let audited = (required > Role::Viewer).then(|| {
+            Audited::new(
+                &self.authenticate.agent,
+                method.path,
+                &identity,
+                request.extensions().get::<Peer>(),
+            )
+        });
+        let admitted = match identity.require(required) {
+            Ok(()) => {
+                if let Some(audited) = &audited {
+                    request.extensions_mut().insert(audited.about.clone());
+                }
+                request.extensions_mut().insert(identity);
+                Ok(within(method.limit, self.inner.call(request)))
             }
+            Err(forbidden) => Err(Status::from(forbidden)),
+        };
+        Box::pin(async move {
+            let response = match admitted {
+                Ok(call) => call.await?,
+                Err(status) => status.into_http(),
+            };
+            if let Some(audited) = audited {
+                audited.end(result_word(&response)).await;
+            }
+            Ok(response)
         })
+    }
+}
+
+/// Holds a call to its limit. It counts until the response begins; a stream has limits of its own.
+async fn within<E>(
+    limit: Duration,
+    call: impl Future<Output = Result<Response<Body>, E>>,
+) -> Result<Response<Body>, E> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(response) => response,
+        Err(_) => Ok(status::took_too_long(limit).into_http()),
     }
 }
 

@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mcp_proto::v1;
+use mcp_spec::name::{ComponentName, NameError, ServiceName};
 use mcp_spec::revision::CommitId;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::authenticate::caller;
+use super::authenticate::{About, caller};
 use super::status::{self, Failure};
 use crate::Agent;
 use crate::auth::Identity;
-use crate::revisions::{Accepted, Limits, VerifiedRevision};
+use crate::registry::{RevisionFilter, RevisionRow};
+use crate::revisions::{Accepted, Limits};
 use crate::source::Way;
 
 /// Longest request id, in bytes.
@@ -200,6 +202,7 @@ impl v1::revisions_server::Revisions for Revisions {
         request: Request<Streaming<v1::PushPackRequest>>,
     ) -> Result<Response<v1::PushPackResponse>, Status> {
         let identity = caller(&request)?;
+        let about = About::of(&request);
         let mut stream = request.into_inner();
         let _place = self
             .pushes
@@ -212,6 +215,7 @@ impl v1::revisions_server::Revisions for Revisions {
         else {
             return Err(status::bad_request("a push begins with its header"));
         };
+        about.say(&header.revision, &header.request_id);
         let header = Header::read(&header)?;
         let pack = receive_pack(&self.agent, &mut stream, header.pack_bytes).await?;
         // A client that goes away now changes nothing: what is accepted is also written down.
@@ -238,16 +242,22 @@ impl v1::revisions_server::Revisions for Revisions {
             0 => LISTED,
             limit => limit.min(MAX_LISTED),
         };
-        let agent = Arc::clone(&self.agent);
-        let paths = target.map(|target| paths(&target)).transpose()?;
-        let log = blocking(move || {
-            let paths: Vec<&str> = paths.iter().flatten().map(String::as_str).collect();
-            agent.revisions.log(limit as usize, &paths)
-        })
-        .await?
-        .map_err(|error| status::read(&error))?;
+        let (service, component) = match target {
+            Some(target) => target_names(&target)?,
+            None => (None, None),
+        };
+        let rows = self
+            .agent
+            .registry
+            .revisions(RevisionFilter {
+                service,
+                component,
+                limit,
+            })
+            .await
+            .map_err(|error| status::registry(&error))?;
         Ok(Response::new(v1::ListRevisionsResponse {
-            revisions: log.iter().map(revision).collect(),
+            revisions: rows.into_iter().map(revision).collect(),
         }))
     }
 
@@ -336,29 +346,29 @@ fn shown(commit: Option<CommitId>) -> String {
     commit.map(|commit| commit.to_string()).unwrap_or_default()
 }
 
-/// The paths of a repository that a target is made of.
-fn paths(target: &v1::Target) -> Result<Vec<String>, Status> {
-    let service: mcp_spec::name::ServiceName = target
-        .service
-        .parse()
-        .map_err(|error| status::bad_request(format!("target: {error}")))?;
-    Ok(vec![
-        format!("services/{service}.toml"),
-        format!("files/{service}"),
-        format!("secrets/{service}"),
-    ])
+/// The names that a target is made of.
+fn target_names(
+    target: &v1::Target,
+) -> Result<(Option<ServiceName>, Option<ComponentName>), Status> {
+    let bad = |error: NameError| status::bad_request(format!("target: {error}"));
+    let service = target.service.parse().map_err(bad)?;
+    let component = match target.component.as_str() {
+        "" => None,
+        component => Some(component.parse().map_err(bad)?),
+    };
+    Ok((Some(service), component))
 }
 
-fn revision(revision: &VerifiedRevision) -> v1::Revision {
+fn revision(row: RevisionRow) -> v1::Revision {
     v1::Revision {
-        revision: revision.commit().to_string(),
-        subject: revision.subject().to_owned(),
-        signer: revision.principal().to_owned(),
+        revision: row.commit.to_string(),
+        subject: row.subject,
+        signer: row.signer,
         author: String::new(),
-        authored_at: revision.author_time().to_string(),
-        received_at: String::new(),
-        source: String::new(),
-        received_by: String::new(),
-        parents: revision.parents().iter().map(ToString::to_string).collect(),
+        authored_at: row.authored_at.to_string(),
+        received_at: row.received_at.to_string(),
+        source: row.source.as_str().to_owned(),
+        received_by: row.received_by,
+        parents: row.parents.iter().map(ToString::to_string).collect(),
     }
 }

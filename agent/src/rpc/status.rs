@@ -15,6 +15,7 @@ use mcp_spec::revision::CommitId;
 
 use crate::auth::ForbiddenError;
 use crate::auth::token::TokenError;
+use crate::registry::RegistryError;
 use crate::revisions::{FetchError, ReadError, ReceiveError, ResolveError};
 
 /// Where the details of a failure travel.
@@ -116,6 +117,14 @@ fn cut(text: &mut String) {
         text.truncate(end);
         text.push('…');
     }
+}
+
+/// The stable reason of a status, where it has one.
+#[must_use]
+pub fn reason(status: &Status) -> Option<String> {
+    let bytes = status.metadata().get_bin(ERROR_DETAIL)?.to_bytes().ok()?;
+    let detail = v1::ErrorDetail::decode(bytes).ok()?;
+    (!detail.reason.is_empty()).then_some(detail.reason)
 }
 
 /// The caller's token is missing or refused.
@@ -302,6 +311,24 @@ pub fn resolve(error: &ResolveError) -> Status {
     Failure::of(code, reason, error)
         .hint("see which there are: mcp revisions")
         .into()
+}
+
+/// The registry failed.
+#[must_use]
+pub fn registry(error: &RegistryError) -> Status {
+    let (code, reason, hint) = match error {
+        RegistryError::TooLarge { .. } => (
+            Code::ResourceExhausted,
+            "too-large",
+            "ask for less at a time",
+        ),
+        _ => (
+            Code::Internal,
+            "registry",
+            "look at disk and log of the agent: mcp-agent check",
+        ),
+    };
+    Failure::of(code, reason, error).hint(hint).into()
 }
 
 impl From<ForbiddenError> for Failure {

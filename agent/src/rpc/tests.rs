@@ -144,6 +144,21 @@ async fn a_call_takes_a_token_and_its_role() {
     let high = agent.with(Role::Operator, v1::FetchSourceRequest {});
     let high = node.fetch_source(high).await.unwrap_err();
     assert_eq!(reason(&high), "no-source");
+    // What takes more than a viewer is audited, refused or not; looking is not.
+    let registry = crate::registry::Registry::open(&agent.config.database()).unwrap();
+    let audit: Vec<_> = registry
+        .audit(10)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|row| (row.who, row.method, row.from, row.result))
+        .collect();
+    let line = |result: &str| {
+        let words = ["alice", "FetchSource", "127.0.0.1", result];
+        let [who, method, from, result] = words.map(str::to_owned);
+        (who, method, from, result)
+    };
+    assert_eq!(audit, [line("no-source"), line("role")]);
 
     let mut health = HealthClient::new(channel);
     let open = health.check(HealthCheckRequest::default()).await.unwrap();
