@@ -36,7 +36,7 @@ pub use commit::CommitError;
 pub use configure::git_signing_key;
 pub use files::{At, ManagedFiles, ReadError};
 pub use history::{CommitInfo, HistoryError};
-pub use init::{InitError, InitOutcome, ReplacedSetting};
+pub use init::{InitError, InitOutcome, ReplacedSetting, UnfitPath};
 pub use pack::{Pack, PackError};
 pub use unrelated::{UnrelatedChange, UnrelatedChanges};
 
@@ -158,6 +158,14 @@ pub enum OpenError {
         /// The repository.
         dir: PathBuf,
     },
+    /// The environment or the configuration points git elsewhere.
+    #[error("{} is to be used, but git is pointed at {}", dir.display(), elsewhere.display())]
+    Redirected {
+        /// The repository.
+        dir: PathBuf,
+        /// The other work tree, or the other index.
+        elsewhere: PathBuf,
+    },
     /// The repository is damaged, or cannot be read.
     #[error("the repository {} cannot be opened", dir.display())]
     Broken {
@@ -183,6 +191,9 @@ impl OpenError {
                     "if you trust it: git config --global --add safe.directory {}",
                     dir.display()
                 )
+            }
+            Self::Redirected { .. } => {
+                "unset GIT_WORK_TREE GIT_INDEX_FILE; and is core.worktree set?".to_owned()
             }
             Self::Broken { dir, .. } => format!("git -C {} fsck", dir.display()),
         }
@@ -264,10 +275,29 @@ impl DesiredRepo {
                 dir: dir.to_owned(),
             });
         };
+        // Set in git's hooks, for one: a definition must not be committed to another repository by it.
+        let index = git.index_path();
+        for (expected, found) in [(dir, &top), (&git.git_dir().join("index"), &index)] {
+            if !is_same_file(expected, found) {
+                return Err(OpenError::Redirected {
+                    dir: dir.to_owned(),
+                    elsewhere: found.clone(),
+                });
+            }
+        }
         // Tree diffs along a history read nearly the same trees again and again.
         git.object_cache_size_if_unset(8 * 1024 * 1024);
         Ok(Self { git, dir: top })
     }
+}
+
+/// Whether both paths lead to the same file, or, where there is none yet, are the same path.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| {
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        absolute.canonicalize().unwrap_or(absolute)
+    };
+    one == other || real(one) == real(other)
 }
 
 fn classify_open(dir: &Path, source: gix::Error) -> OpenError {

@@ -271,6 +271,10 @@ fn is_invisible(c: char) -> bool {
 /// The form under which two names count as alike. Upper case first: so `ß` meets `ss`, and `ſ` `s`.
 #[must_use]
 pub fn fold(name: &str) -> String {
+    if name.is_ascii() {
+        // Nearly every name, and worth it: a large tree is held against the rules at each commit.
+        return name.to_ascii_lowercase();
+    }
     name.nfd()
         .flat_map(char::to_uppercase)
         .flat_map(char::to_lowercase)

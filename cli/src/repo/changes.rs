@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use gix::ObjectId;
 use gix::index::entry::Stat;
 
+use mcp_spec::name::ServiceName;
 use mcp_spec::tree::TreeFault;
 
 use super::{CommitId, DesiredRepo, GitFailure, commit_id, scan};
@@ -176,6 +177,29 @@ impl Selection {
             Self::Only(paths) => paths
                 .iter()
                 .any(|chosen| covers(chosen.trim_end_matches('/'), path)),
+        }
+    }
+}
+
+impl Selection {
+    /// The files that belong to a service: its definition, and its own files and secrets.
+    pub fn of_service(service: &ServiceName) -> Self {
+        Self::Only(vec![
+            format!("services/{service}.toml"),
+            format!("files/{service}"),
+            format!("secrets/{service}"),
+        ])
+    }
+
+    /// What either takes in.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Only(mut paths), Self::Only(more)) => {
+                paths.extend(more);
+                Self::Only(paths)
+            }
+            _ => Self::All,
         }
     }
 }

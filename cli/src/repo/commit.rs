@@ -171,10 +171,12 @@ impl DesiredRepo {
         if changes.selected(selection).next().is_none() {
             return Err(CommitError::Nothing);
         }
-        let mut index = index_entries::lock(self)?;
         let head = self.current_head(changes)?;
         let (tree, committed) = self.write_tree(head, changes, selection)?;
+        // Signed before anything is locked: an ssh-agent may wait for its user.
         let commit = self.write_commit(tree, head, message, key, fallback)?;
+        let mut index = index_entries::lock(self)?;
+        self.current_head(changes)?;
         // As git does it: the new index is written under the lock first, so that after the branch
         // has moved only a rename is left to fail.
         index.write(self, &committed, changes)?;

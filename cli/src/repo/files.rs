@@ -1,6 +1,6 @@
 //! Reading the managed files of the work tree or of a commit, alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 
 use mcp_spec::image::Digest;
@@ -22,6 +22,8 @@ pub struct ManagedFiles<'a> {
     repo: &'a DesiredRepo,
     at: At,
     files: BTreeMap<String, Content>,
+    /// Paths of the work tree that git was told not to look at: theirs is what the index says.
+    of_index: HashSet<String>,
 }
 
 /// Why a managed file could not be read.
@@ -73,6 +75,7 @@ impl DesiredRepo {
     ///
     /// [`ReadError::WorkTree`] or [`ReadError::Commit`].
     pub fn files(&self, at: At) -> Result<ManagedFiles<'_>, ReadError> {
+        let mut of_index = HashSet::new();
         let files = match at {
             At::WorkTree => {
                 let scan = scan::scan(self)?;
@@ -81,12 +84,13 @@ impl DesiredRepo {
                     .into_iter()
                     .map(|file| (file.path, file.content))
                     .collect();
-                for path in scan.not_checked_out {
+                for path in &scan.not_checked_out {
                     // What git was told to keep out of the work tree still belongs to the next commit.
-                    if let Some(Some(content)) = scan.head_files.get(&path) {
-                        files.entry(path).or_insert(*content);
+                    if let Some(Some(content)) = scan.head_files.get(path) {
+                        files.entry(path.clone()).or_insert(*content);
                     }
                 }
+                of_index = scan.not_checked_out;
                 files
             }
             At::Commit(id) => {
@@ -107,6 +111,7 @@ impl DesiredRepo {
             repo: self,
             at,
             files,
+            of_index,
         })
     }
 
@@ -170,12 +175,10 @@ impl ManagedFiles<'_> {
         let Some(content) = self.files.get(path) else {
             return Ok(None);
         };
-        if let At::WorkTree = self.at {
+        if self.at == At::WorkTree && !self.of_index.contains(path) {
             let file = self.repo.dir.join(path);
             match scan::read_regular(&file) {
                 Ok((bytes, _)) => return Ok(Some(bytes)),
-                // Kept out of the work tree: git has it.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(source) => return Err(ReadError::File { path: file, source }),
             }
         }

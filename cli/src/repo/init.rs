@@ -4,9 +4,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::configure::{self, Setting};
+use mcp_spec::tree::{EntryMode, TreeFault, parse_tree};
+
 use super::{
     At, ChangesError, CommitError, CommitId, DesiredRepo, GitFailure, HistoryError, Identity,
-    OpenError, ReadError, Refusal, Selection,
+    OpenError, ReadError, Refusal, Selection, oid,
 };
 use crate::sign::SigningKey;
 use mcp_spec::signature::{
@@ -36,6 +38,19 @@ pub struct InitOutcome {
     pub configured: Vec<&'static str>,
     /// Those among them that had another value before.
     pub replaced: Vec<ReplacedSetting>,
+    /// What lies in a repository that was taken over and no node will accept in a revision, such as
+    /// symlinks outside the managed folders: to be removed from the tree before the first sync.
+    pub unfit: Vec<UnfitPath>,
+}
+
+/// A path in a commit that no node accepts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path} {fault}")]
+pub struct UnfitPath {
+    /// The path, with everything unprintable escaped.
+    pub path: String,
+    /// The rule that it breaks.
+    pub fault: TreeFault,
 }
 
 /// A setting of git's that was another before.
@@ -214,6 +229,10 @@ impl DesiredRepo {
                 })
             })
             .collect();
+        let unfit = match commit {
+            Some(commit) if !created => repo.unfit_paths(commit)?,
+            _ => Vec::new(),
+        };
         let branch = repo.branch()?.unwrap_or_else(|| "HEAD".to_owned());
         // Opened anew, so that the settings just made hold in it.
         let repo = Self::open_at(&repo.dir)?;
@@ -225,7 +244,45 @@ impl DesiredRepo {
             key_listed: has_signers.unwrap_or(true),
             configured,
             replaced,
+            unfit,
         })
+    }
+
+    /// What no node accepts in the tree of `commit`: the first such path of each folder.
+    ///
+    /// # Errors
+    ///
+    /// [`HistoryError`] where the commit is not here or cannot be read.
+    pub fn unfit_paths(&self, commit: CommitId) -> Result<Vec<UnfitPath>, HistoryError> {
+        let unreadable = |source: gix::Error| HistoryError::Read {
+            source: source.into(),
+        };
+        let found = self.git.find_commit(oid(commit));
+        let tree = found.and_then(|commit| Ok(commit.tree_id()?.detach()));
+        let mut unfit = Vec::new();
+        let mut folders = vec![(String::new(), tree.map_err(unreadable)?)];
+        while let Some((prefix, id)) = folders.pop() {
+            let tree = self.git.find_tree(id).map_err(unreadable)?;
+            match parse_tree(&tree.data) {
+                Ok(entries) => folders.extend(
+                    entries
+                        .into_iter()
+                        .filter(|entry| entry.mode == EntryMode::Directory)
+                        .map(|entry| {
+                            (
+                                format!("{prefix}{}/", entry.name),
+                                gix::ObjectId::Sha1(entry.id),
+                            )
+                        }),
+                ),
+                Err(error) => unfit.push(UnfitPath {
+                    path: format!("{prefix}{}", error.name),
+                    fault: error.fault,
+                }),
+            }
+        }
+        unfit.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(unfit)
     }
 
     fn first_commit(

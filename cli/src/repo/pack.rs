@@ -5,13 +5,13 @@
 //! configuration, and then leaves objects out. The pack is never thin, and goes to a temporary file
 //! once it is larger than [`IN_MEMORY_BYTES`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{Read, Seek, SeekFrom, Write};
 
 use gix::ObjectId;
 use gix::hash::Kind as HashKind;
-use gix::objs::TreeRefIter;
 use gix::objs::tree::{EntryKind, EntryRef};
+use gix::objs::{Kind, TreeRefIter};
 use gix_pack::data::output::{self, count::PackLocation};
 
 use super::{CommitId, DesiredRepo, GitFailure, oid};
@@ -20,6 +20,8 @@ use super::{CommitId, DesiredRepo, GitFailure, oid};
 const IN_MEMORY_BYTES: usize = 1024 * 1024;
 /// As deep as a path of 4,096 bytes can go, and far from the end of the stack.
 const MAX_TREE_DEPTH: usize = 512;
+/// What is kept of decoded objects while a history is walked: some dozens of large trees.
+const DELTA_BASES_BYTES: usize = 16 * 1024 * 1024;
 /// Below this many objects the threads cost more than they bring.
 const SINGLE_THREAD_OBJECTS: usize = 1_000;
 
@@ -143,21 +145,22 @@ impl DesiredRepo {
             .filter(|id| self.contains(**id))
             .map(|id| oid(*id))
             .collect();
-        let mut commits = self.between(&have, oid(new)).map_err(unreadable)?;
-        // Oldest first: a commit's parents have then been looked at, and deltas find their bases.
-        commits.reverse();
+        // Newest first, as git lays out deltas: an older tree is then made from the one just read.
+        let commits = self.between(&have, oid(new)).map_err(unreadable)?;
+        let mut git = self.git.clone();
+        git.objects.set_pack_cache(|| Box::<DeltaBases>::default());
         let mut objects = NewObjects {
-            repo: &self.git,
+            repo: &git,
             seen: HashSet::new(),
             ids: Vec::new(),
         };
         for &id in &commits {
             objects.commit(id)?;
         }
-        self.write_pack(objects.ids, commits.len())
+        self.write_pack(&objects.ids, commits.len())
     }
 
-    fn write_pack(&self, ids: Vec<ObjectId>, commits: usize) -> Result<Pack, PackError> {
+    fn write_pack(&self, ids: &[ObjectId], commits: usize) -> Result<Pack, PackError> {
         let objects =
             u32::try_from(ids.len()).map_err(|_| PackError::TooMany { objects: ids.len() })?;
         let mut odb = self.git.objects.clone().into_inner();
@@ -165,8 +168,8 @@ impl DesiredRepo {
         odb.prevent_pack_unload();
         odb.ignore_replacements = true;
         let counts = ids
-            .into_iter()
-            .map(|id| output::Count {
+            .iter()
+            .map(|&id| output::Count {
                 id,
                 entry_pack_location: PackLocation::NotLookedUp,
             })
@@ -180,12 +183,12 @@ impl DesiredRepo {
         let entries =
             output::entry::iter_from_counts(counts, odb, Box::new(gix::progress::Discard), options)
                 .map_err(unreadable)?;
-        let missing = std::cell::Cell::new(None);
+        let is_complete = std::cell::Cell::new(true);
         let in_order = gix::parallel::InOrderIter::from(entries).inspect(|chunk| {
             if let Ok(chunk) = chunk
-                && let Some(entry) = chunk.iter().find(|entry| entry.is_invalid())
+                && chunk.iter().any(output::Entry::is_invalid)
             {
-                missing.set(Some(entry.id));
+                is_complete.set(false);
             }
         });
         let data = tempfile::spooled_tempfile(IN_MEMORY_BYTES);
@@ -203,8 +206,11 @@ impl DesiredRepo {
         let mut buffered = writer.into_write();
         let failed = |source| PackError::Write { source };
         buffered.flush().map_err(failed)?;
-        if let Some(id) = missing.take() {
-            return Err(PackError::Missing { id: id.to_string() });
+        if !is_complete.get() {
+            // The library leaves such entries out, and forgets which they were.
+            let lost = ids.iter().find(|id| !self.git.has_object(id));
+            let id = lost.map_or_else(|| "unknown".to_owned(), ToString::to_string);
+            return Err(PackError::Missing { id });
         }
         let mut data = buffered
             .into_inner()
@@ -296,6 +302,42 @@ impl NewObjects<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Objects just decoded from packs, as bases for the next: without them each step through a history
+/// would go through a whole chain of deltas.
+#[derive(Default)]
+struct DeltaBases {
+    objects: HashMap<(u32, u64), (Kind, Vec<u8>, usize)>,
+    order: VecDeque<(u32, u64)>,
+    bytes: usize,
+}
+
+impl gix_pack::cache::DecodeEntry for DeltaBases {
+    fn put(&mut self, pack_id: u32, offset: u64, data: &[u8], kind: Kind, packed_bytes: usize) {
+        let key = (pack_id, offset);
+        if data.len() > DELTA_BASES_BYTES / 4 || self.objects.contains_key(&key) {
+            return;
+        }
+        self.bytes += data.len();
+        self.objects
+            .insert(key, (kind, data.to_vec(), packed_bytes));
+        self.order.push_back(key);
+        while self.bytes > DELTA_BASES_BYTES {
+            let Some(oldest) = self.order.pop_front() else {
+                break;
+            };
+            let gone = self.objects.remove(&oldest);
+            self.bytes -= gone.map_or(0, |(_, data, _)| data.len());
+        }
+    }
+
+    fn get(&mut self, pack_id: u32, offset: u64, out: &mut Vec<u8>) -> Option<(Kind, usize)> {
+        let (kind, data, packed_bytes) = self.objects.get(&(pack_id, offset))?;
+        out.clear();
+        out.extend_from_slice(data);
+        Some((*kind, *packed_bytes))
     }
 }
 

@@ -196,7 +196,8 @@ impl Walk<'_> {
             if !is_tracked && self.is_ignored(&path, kind.is_dir())? {
                 continue;
             }
-            if let Err(fault) = check_name(name.as_bytes()) {
+            let is_new = !is_tracked || !self.head_files.contains_key(&path);
+            if is_new && let Err(fault) = check_name(name.as_bytes()) {
                 // Said here, before it is signed: every node would refuse it.
                 self.refuse(&path, Refusal::Name { fault });
             } else if kind.is_symlink() {
@@ -277,8 +278,10 @@ impl Walk<'_> {
             },
         };
         let cached = entry.filter(|entry| {
-            same_stat(&entry.stat, &stat)
-                && !may_be_stale(&entry.stat, self.index)
+            // Whoever marks a file `--assume-unchanged` wants its edits left alone.
+            let is_trusted = entry.flags.contains(Flags::ASSUME_VALID)
+                || same_stat(&entry.stat, &stat) && !may_be_stale(&entry.stat, self.index);
+            is_trusted
                 && !entry.flags.contains(Flags::INTENT_TO_ADD)
                 && matches!(entry.mode, Mode::FILE | Mode::FILE_EXECUTABLE)
         });
@@ -395,11 +398,7 @@ fn refuse_clashes(files: &[ScannedFile], refused: &mut Vec<RefusedPath>) {
             last_folder = folder;
         }
         for path in ends.into_iter().rev().map(|end| &file.path[..end]) {
-            let folded = match path.is_ascii() {
-                true => path.to_ascii_lowercase(),
-                false => fold(path),
-            };
-            let other = *seen.entry(folded).or_insert(path);
+            let other = *seen.entry(fold(path)).or_insert(path);
             if other != path && refused.iter().all(|known| known.path != path) {
                 let other = other.to_owned();
                 let reason = Refusal::NameClash { other };

@@ -328,3 +328,119 @@ fn five_thousand_unchanged_services_are_not_read() {
         changes.unchanged.len()
     );
 }
+
+#[test]
+fn commit_passes_the_rules_that_nodes_apply() {
+    use mcp_spec::revision::ParsedCommit;
+    use mcp_spec::signature::{GIT_NAMESPACE, verify_sshsig};
+    let bed = Bed::new();
+    bed.write("services/a.toml", "a");
+    let id = bed.commit("a: first\n\nWith a body.");
+    let raw = bed
+        .git_output(&["cat-file", "commit", &id.to_string()])
+        .stdout;
+    let commit = ParsedCommit::parse(&raw).unwrap();
+    let signature = commit.signature.unwrap();
+    let key = verify_sshsig(&signature, GIT_NAMESPACE, &commit.payload).unwrap();
+    assert_eq!(key.key_data(), bed.key.public().key_data());
+    assert_eq!(bed.open().unfit_paths(id).unwrap(), []);
+}
+
+/// Runs one of the ignored tests below in a process of its own, with an environment of its own.
+fn in_process(test: &str, bed: &Bed, environment: &[(&str, &str)]) -> std::process::Output {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "--nocapture"])
+        .arg(format!("repo::tests::commit::{test}"))
+        .env("TEST_REPOSITORY", &bed.dir)
+        .env("TEST_KEY", bed.root.path().join("key"))
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap()
+}
+
+#[test]
+#[ignore = "the other half of other tests"]
+fn commit_of_everything() {
+    use crate::sign::{KeyContext, KeySource, SigningKey};
+    let Some(dir) = std::env::var_os("TEST_REPOSITORY") else {
+        return;
+    };
+    let repo = crate::repo::DesiredRepo::open(dir.as_ref()).unwrap();
+    let source = KeySource::File(std::env::var_os("TEST_KEY").unwrap().into());
+    let key = SigningKey::load(&source, &KeyContext::from_environment()).unwrap();
+    let changes = repo.changes().unwrap();
+    repo.commit(&changes, &Selection::All, "child", &key, &identity())
+        .unwrap();
+}
+
+#[test]
+fn author_comes_from_the_environment_as_git_has_it() {
+    let bed = Bed::new();
+    bed.write("services/a.toml", "a");
+    let environment = [
+        ("GIT_AUTHOR_NAME", "Dora"),
+        ("GIT_AUTHOR_EMAIL", "dora@example.net"),
+        ("GIT_COMMITTER_NAME", "Emil"),
+        ("GIT_COMMITTER_EMAIL", "emil@example.net"),
+        ("GIT_COMMITTER_DATE", "1700000000 +0100"),
+    ];
+    assert!(
+        in_process("commit_of_everything", &bed, &environment)
+            .status
+            .success()
+    );
+    let people = bed.git(&[
+        "log",
+        "-1",
+        "--format=%an <%ae> %cn <%ce> %cd",
+        "--date=raw",
+    ]);
+    let expected = "Dora <dora@example.net> Emil <emil@example.net> 1700000000 +0100\n";
+    assert_eq!(people, expected);
+    bed.fsck();
+}
+
+#[test]
+fn environment_cannot_redirect_to_another_repository() {
+    let (bed, other) = (Bed::new(), Bed::new());
+    bed.write("services/a.toml", "a");
+    let index = other.dir.join(".git/index");
+    for environment in [
+        ("GIT_WORK_TREE", other.dir.to_str().unwrap()),
+        ("GIT_INDEX_FILE", index.to_str().unwrap()),
+    ] {
+        let output = in_process("commit_of_everything", &bed, &[environment]);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Redirected"));
+    }
+    let git_dir = other.dir.join(".git");
+    let redirected = ("GIT_DIR", git_dir.to_str().unwrap());
+    assert!(
+        in_process("commit_of_everything", &bed, &[redirected])
+            .status
+            .success()
+    );
+    assert_eq!(other.git(&["rev-list", "--count", "HEAD"]), "1\n");
+    assert_eq!(bed.git(&["rev-list", "--count", "HEAD"]), "2\n");
+}
+
+#[test]
+fn file_assumed_unchanged_is_left_alone() {
+    let bed = Bed::new();
+    bed.write("files/local", "shared");
+    bed.commit("local");
+    bed.git(&["update-index", "--assume-unchanged", "files/local"]);
+    bed.write("files/local", "my own");
+    assert!(bed.changes().is_empty());
+}
+
+#[test]
+fn unborn_branch_of_another_name_takes_the_first_commit() {
+    let bed = Bed::empty();
+    std::fs::create_dir(&bed.dir).unwrap();
+    bed.git(&["init", "-q", "-b", "ops"]);
+    bed.write("staged", "s");
+    bed.git(&["add", "staged"]);
+    assert_eq!(bed.init().branch, "ops");
+    assert_eq!(bed.status(), "A  staged\n");
+    bed.git(&["verify-commit", "ops"]);
+}

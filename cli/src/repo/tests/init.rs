@@ -306,3 +306,17 @@ fn signature_is_good_to_ssh_keygen_itself() {
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"message").unwrap();
     assert!(child.wait().unwrap().success());
 }
+
+#[test]
+fn take_over_tells_what_no_node_accepts() {
+    let bed = Bed::empty();
+    std::fs::create_dir(&bed.dir).unwrap();
+    bed.git(&["init", "-q"]);
+    bed.write("docs/README", "x");
+    std::os::unix::fs::symlink("docs/README", bed.dir.join("README")).unwrap();
+    bed.git(&["add", "."]);
+    bed.git(&["commit", "-qm", "before"]);
+    let outcome = bed.init();
+    assert_eq!(outcome.unfit.len(), 1);
+    assert_eq!(outcome.unfit[0].to_string(), "README is a symbolic link");
+}

@@ -199,3 +199,46 @@ fn removing_everything_leaves_a_complete_history() {
     node.receive(&bed.open(), old, &[]);
     node.receive(&bed.open(), tip, &[old]);
 }
+
+#[test]
+fn packs_with_reference_deltas_are_sent_without_them() {
+    let bed = Bed::new();
+    let text: String = (0..2000).map(|n| format!("line {n}\n")).collect();
+    bed.write("files/large", &text);
+    bed.commit("large");
+    git_in(
+        bed.root.path(),
+        &[
+            "clone",
+            "-q",
+            &format!("file://{}", bed.dir.display()),
+            "clone",
+        ],
+    );
+    bed.write("files/large", &(text + "last\n"));
+    let tip = bed.commit("larger");
+    let clone = bed.root.path().join("clone");
+    // The fetched pack is thin, and kept with a reference delta.
+    git_in(&clone, &["-c", "fetch.unpackLimit=1", "fetch", "-q"]);
+    let node = Node::new(&bed, "node");
+    node.receive(&DesiredRepo::open(&clone).unwrap(), tip, &[]);
+}
+
+#[test]
+fn replaced_objects_are_packed_as_they_were_signed() {
+    let bed = Bed::new();
+    bed.write("files/x", "signed");
+    let tip = bed.commit("x");
+    bed.write("other", "replacement");
+    let other = bed.git(&["hash-object", "-w", "other"]);
+    bed.git(&["replace", "HEAD:files/x", other.trim()]);
+    let node = Node::new(&bed, "node");
+    node.receive(&bed.open(), tip, &[]);
+    assert_eq!(
+        git_in(&node.dir, &["cat-file", "blob", "main:files/x"]),
+        "signed"
+    );
+    let repo = bed.open();
+    let files = repo.files(crate::repo::At::Commit(tip)).unwrap();
+    assert_eq!(files.read("files/x").unwrap().unwrap(), b"signed");
+}
