@@ -6,12 +6,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
+use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::Agent;
 use crate::config::SourceConfig;
-use crate::error_chain;
 use crate::revisions::{Accepted, FetchError, Limits};
+use crate::{Agent, TrustRootsError, error_chain, trust_roots};
 
 /// How the last look at the upstream ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -55,30 +55,46 @@ impl Source {
     }
 }
 
+/// Why nothing came from the upstream.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// Owners or denied keys cannot be read, and nothing is verified without.
+    #[error(transparent)]
+    Trust(#[from] TrustRootsError),
+    /// The fetch failed, or what came is refused.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+}
+
 /// Fetches the upstream's branch now. `None` where the head stands there already.
 ///
 /// # Errors
 ///
-/// [`FetchError`], with nothing changed.
+/// [`SourceError`], with nothing changed.
 pub async fn fetch(
     agent: &Arc<Agent>,
     config: &SourceConfig,
-) -> Result<Option<Accepted>, FetchError> {
+) -> Result<Option<Accepted>, SourceError> {
     let (store, config) = (Arc::clone(agent), config.clone());
     let fetched = tokio::task::spawn_blocking(move || {
-        store.revisions.fetch_source(
+        // Owners and denied keys are read for each receipt: a key denied now counts from now on.
+        store.revisions.set_trust(trust_roots(&store.config)?);
+        Ok(store.revisions.fetch_source(
             &config.url,
             &config.branch,
             &store.config.node,
             &Limits::default(),
             Timestamp::now(),
-        )
+        )?)
     })
     .await
     .unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()));
-    agent
-        .source
-        .note(fetched.as_ref().err().map(|error| error_chain(error)));
+    agent.source.note(
+        fetched
+            .as_ref()
+            .err()
+            .map(|error: &SourceError| error_chain(error)),
+    );
     fetched
 }
 

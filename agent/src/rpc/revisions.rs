@@ -161,6 +161,12 @@ async fn accept(
     pack: File,
 ) -> Result<Accepted, Status> {
     let store = Arc::clone(&agent);
+    // Owners and denied keys are read for each receipt: a key denied now counts from now on.
+    let trust = blocking(move || crate::trust_roots(&store.config)).await?;
+    agent
+        .revisions
+        .set_trust(trust.map_err(|error| status::trust(&error))?);
+    let store = Arc::clone(&agent);
     let accepted = blocking(move || {
         store.revisions.receive(
             BufReader::with_capacity(64 * 1024, pack),

@@ -13,10 +13,12 @@ use tonic::{Code, Status};
 
 use mcp_spec::revision::CommitId;
 
+use crate::TrustRootsError;
 use crate::auth::ForbiddenError;
 use crate::auth::token::TokenError;
 use crate::registry::RegistryError;
 use crate::revisions::{FetchError, ReadError, ReceiveError, ResolveError};
+use crate::source::SourceError;
 
 /// Where the details of a failure travel.
 pub const ERROR_DETAIL: &str = "mcp-error-bin";
@@ -244,15 +246,22 @@ pub fn receive(error: &ReceiveError, head: Option<CommitId>) -> Status {
     failure.into()
 }
 
-/// The upstream could not be fetched.
-#[must_use]
-pub fn fetch(error: &FetchError, head: Option<CommitId>) -> Status {
-    if let FetchError::Refused(refused) = error {
-        return receive(refused, head);
-    }
-    Failure::of(Code::FailedPrecondition, error.name(), error)
+/// Owners or denied keys cannot be read, and nothing is verified without.
+pub(super) fn trust(error: &TrustRootsError) -> Status {
+    Failure::of(Code::FailedPrecondition, "trust-unreadable", error)
         .hint(error.hint())
         .into()
+}
+
+/// The upstream could not be fetched.
+pub(super) fn fetch(error: &SourceError, head: Option<CommitId>) -> Status {
+    match error {
+        SourceError::Trust(error) => trust(error),
+        SourceError::Fetch(FetchError::Refused(refused)) => receive(refused, head),
+        SourceError::Fetch(error) => Failure::of(Code::FailedPrecondition, error.name(), error)
+            .hint(error.hint())
+            .into(),
+    }
 }
 
 /// There is no upstream to fetch from.

@@ -24,14 +24,17 @@ struct Running {
     address: SocketAddr,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<Result<(), crate::RunError>>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Running {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let key = ed25519_dalek::SigningKey::from_bytes(&[3; 32]);
-        let key = ssh_key::public::Ed25519PublicKey(key.verifying_key().to_bytes());
+        run(
+            folder.path(),
+            "ssh-keygen",
+            &["-q", "-t", "ed25519", "-N", "", "-C", "alice", "-f", "key"],
+        );
         let made = init(&InitOptions {
             node: "rift".parse().unwrap(),
             data_dir: folder.path().join("data"),
@@ -45,7 +48,7 @@ impl Running {
             issuer_jwk: None,
             issuer: None,
             introduction: None,
-            trust: vec![ssh_key::PublicKey::from(key).to_openssh().unwrap()],
+            trust: vec![folder.path().join("key.pub").display().to_string()],
         })
         .unwrap();
         let config = Config::load(&made.config).unwrap();
@@ -61,7 +64,7 @@ impl Running {
             config,
             shutdown,
             task,
-            _folder: folder,
+            folder,
         }
     }
 
@@ -110,6 +113,154 @@ fn reason(status: &Status) -> String {
     let detail = v1::ErrorDetail::decode(bytes.to_bytes().unwrap()).unwrap();
     assert!(!detail.hint.is_empty(), "{status}");
     detail.reason
+}
+
+/// Runs a program and gives its output.
+fn run(folder: &Path, program: &str, arguments: &[&str]) -> Vec<u8> {
+    let output = std::process::Command::new(program)
+        .args(arguments)
+        .current_dir(folder)
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_SYSTEM", "/dev/null")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output.stdout
+}
+
+/// Makes a repository with one commit, signed by stock git, and gives its id.
+fn signed_repository(folder: &Path) -> (std::path::PathBuf, String) {
+    let work = folder.join("work");
+    let key = folder.join("key");
+    let git = |arguments: &[&str]| String::from_utf8(run(&work, "git", arguments)).unwrap();
+    std::fs::create_dir_all(work.join(".mcp")).unwrap();
+    std::fs::create_dir_all(work.join("services")).unwrap();
+    let public = std::fs::read_to_string(folder.join("key.pub")).unwrap();
+    std::fs::write(
+        work.join(".mcp/allowed_signers"),
+        format!("alice namespaces=\"git,mcp-owner\" {public}"),
+    )
+    .unwrap();
+    std::fs::write(
+        work.join("services/shop.toml"),
+        "name = \"shop\"\nnode = \"rift\"\n[[components]]\nname = \"web\"\nimage = \"localhost/bb:v1\"\n",
+    )
+    .unwrap();
+    git(&["init", "-q", "-b", "main"]);
+    for (name, value) in [
+        ("user.name", "Alice"),
+        ("user.email", "alice@example.net"),
+        ("gpg.format", "ssh"),
+        ("user.signingkey", key.to_str().unwrap()),
+    ] {
+        git(&["config", name, value]);
+    }
+    git(&["add", "-A"]);
+    git(&["commit", "-q", "-S", "-m", "first"]);
+    let tip = git(&["rev-parse", "HEAD"]).trim().to_owned();
+    (work, tip)
+}
+
+/// The pack of everything in a repository.
+fn whole_pack(work: &Path) -> Vec<u8> {
+    run(
+        work,
+        "sh",
+        &[
+            "-c",
+            "git rev-list --objects --all | git pack-objects -q --delta-base-offset --stdout",
+        ],
+    )
+}
+
+#[tokio::test]
+async fn a_signed_push_becomes_the_head_and_can_be_pulled() {
+    use v1::push_pack_request::Part;
+    crate::tls::install_crypto();
+    let agent = Running::start().await;
+    let (work, tip) = signed_repository(agent.folder.path());
+    let pack = whole_pack(&work);
+    let mut revisions = RevisionsClient::new(agent.channel().await);
+    let parts = |pack: &[u8]| {
+        let mut parts = vec![Part::Header(v1::PushHeader {
+            previous: String::new(),
+            revision: tip.clone(),
+            pack_bytes: pack.len() as u64,
+            request_id: "first".to_owned(),
+        })];
+        parts.extend(pack.chunks(100).map(|chunk| Part::Chunk(chunk.to_vec())));
+        push(parts)
+    };
+    let pushed = revisions
+        .push_pack(agent.with(Role::Operator, parts(&pack)))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (pushed.revision.as_str(), pushed.new_commits),
+        (tip.as_str(), 1)
+    );
+    let again = revisions
+        .push_pack(agent.with(Role::Operator, parts(&[])))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (again.revision.as_str(), again.new_commits),
+        (tip.as_str(), 0)
+    );
+
+    let known = v1::NegotiateRequest { want: tip.clone() };
+    let known = revisions.negotiate(agent.with(Role::Viewer, known)).await;
+    assert!(known.unwrap().into_inner().known);
+    let all = agent.with(Role::Viewer, v1::PullPackRequest { have: Vec::new() });
+    let mut stream = revisions.pull_pack(all).await.unwrap().into_inner();
+    let (mut pulled, mut head) = (Vec::new(), String::new());
+    while let Some(part) = stream.message().await.unwrap() {
+        pulled.extend(part.chunk);
+        head = part.head;
+    }
+    assert_eq!(head, tip);
+    assert_eq!(&pulled[..4], b"PACK");
+    let nothing = v1::PullPackRequest {
+        have: vec![tip.clone()],
+    };
+    let nothing = agent.with(Role::Viewer, nothing);
+    let mut stream = revisions.pull_pack(nothing).await.unwrap().into_inner();
+    let last = stream.message().await.unwrap().unwrap();
+    assert_eq!((last.head, last.chunk.len()), (tip.clone(), 0));
+    assert!(stream.message().await.unwrap().is_none());
+
+    // A key that is denied while the agent runs counts for nothing from then on.
+    let public = std::fs::read(agent.folder.path().join("key.pub")).unwrap();
+    std::fs::write(agent.config.trust.denied_keys.clone(), public).unwrap();
+    run(
+        &work,
+        "git",
+        &["commit", "-q", "-S", "--allow-empty", "-m", "second"],
+    );
+    let second = String::from_utf8(run(&work, "git", &["rev-parse", "HEAD"])).unwrap();
+    let pack = whole_pack(&work);
+    let denied = push(vec![
+        Part::Header(v1::PushHeader {
+            previous: tip.clone(),
+            revision: second.trim().to_owned(),
+            pack_bytes: pack.len() as u64,
+            request_id: "second".to_owned(),
+        }),
+        Part::Chunk(pack),
+    ]);
+    let denied = revisions
+        .push_pack(agent.with(Role::Operator, denied))
+        .await
+        .unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied, "{denied}");
+    assert_eq!(reason(&denied), "denied-key");
+    agent.stop().await;
 }
 
 #[tokio::test]
