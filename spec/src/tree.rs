@@ -237,6 +237,9 @@ fn is_dot_git(name: &str) -> bool {
 
 /// Control, format and default-ignorable characters, and separators other than the plain space.
 fn is_invisible(c: char) -> bool {
+    if c.is_ascii() {
+        return c.is_ascii_control();
+    }
     c.is_control()
         || (c.is_whitespace() && c != ' ')
         || matches!(

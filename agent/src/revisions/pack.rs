@@ -400,3 +400,26 @@ fn limit(what: &'static str, value: u64, limit: u64) -> Result<(), ReceiveError>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn looking_through_any_bytes_never_panics(
+            count in 0u32..5,
+            body in proptest::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let mut bytes = b"PACK\0\0\0\x02".to_vec();
+            bytes.extend(count.to_be_bytes());
+            bytes.extend(body);
+            std::fs::write(file.path(), bytes).unwrap();
+            let limits = Limits::default();
+            prop_assert!(inspect(file.path(), &limits, &Clockwork::start(&limits)).is_err());
+        }
+    }
+}

@@ -319,8 +319,63 @@ fn tags_and_reference_deltas_are_refused() {
     let pack = scene.feed("git", &args, &scene.work(), revs.as_bytes());
     let error = refused_pack(&scene, &pack);
     assert!(error.to_string().contains("reference deltas"), "{error}");
-    // The same with offset deltas is fine.
+    // Offset deltas are fine, as deep as the limit says.
+    let pack = scene.pack(Some(head), tip);
+    let flat = Limits {
+        delta_depth: 0,
+        ..Limits::default()
+    };
+    let error = refused_within(&scene, &pack, &flat);
+    assert!(
+        matches!(&error, ReceiveError::TooLarge { what, .. } if *what == "the depth of deltas"),
+        "{error}"
+    );
     scene.push().unwrap();
+}
+
+#[test]
+fn entry_of_another_size_than_it_says_is_refused() {
+    let scene = pushed();
+    let head = scene.store.head();
+    let tip = scene.commit(Some("kyle"), "next");
+    let pack = scene.pack(head, tip);
+    for change in [0x01, 0x08] {
+        let mut odd = pack.clone();
+        odd[12] ^= change;
+        let error = refused_pack(&scene, &odd);
+        assert!(error.to_string().contains("than it says"), "{error}");
+    }
+}
+
+#[test]
+fn what_a_pack_holds_beside_the_revision_never_becomes_readable() {
+    let scene = pushed();
+    let head = scene.store.head();
+    let base = scene.tip();
+    let hidden = scene.commit(None, "unsigned, beside the others");
+    scene.git(&["reset", "-q", "--hard", &base.to_string()]);
+    let tip = scene.commit(Some("kyle"), "signed");
+    let pack = scene.pack_of(&[&tip.to_string(), &hidden.to_string()]);
+    scene.receive(&pack, head, tip).unwrap();
+    assert!(scene.store.read_definitions(hidden).is_err());
+    assert!(scene.store.resolve(&hidden.to_string()).is_err());
+    // Being there already does not make it any better.
+    scene.git(&["reset", "-q", "--hard", &hidden.to_string()]);
+    let upon = scene.commit(Some("kyle"), "upon it");
+    let refused = scene.receive(&scene.pack_of(&[&upon.to_string()]), Some(tip), upon);
+    assert_eq!(refused.unwrap_err().name(), "not-fast-forward");
+    scene.git(&["reset", "-q", "--hard", &tip.to_string()]);
+    scene.git(&[
+        "merge",
+        "-q",
+        "-s",
+        "ours",
+        "--no-commit",
+        &hidden.to_string(),
+    ]);
+    let merge = scene.commit_index(Some("kyle"), "merge it");
+    let refused = scene.receive(&scene.pack_of(&[&merge.to_string()]), Some(tip), merge);
+    assert_eq!(refused.unwrap_err().name(), "unsigned");
 }
 
 #[test]
