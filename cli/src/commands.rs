@@ -1,0 +1,43 @@
+//! The commands: one a file, each with its flags and what it does.
+//!
+//! What several of them share stands beside them: [`place`] says which nodes a target is on,
+//! [`repository`] opens and checks the repository, [`push`] brings a revision to nodes,
+//! [`carry_out`] follows deployments, [`streams`] reads several nodes at once, [`rows`] draws components.
+
+pub(crate) mod carry_out;
+pub(crate) mod place;
+pub(crate) mod push;
+pub(crate) mod repository;
+pub(crate) mod rows;
+pub(crate) mod streams;
+
+pub(crate) mod completions;
+pub(crate) mod config;
+pub(crate) mod deploy;
+pub(crate) mod diff;
+pub(crate) mod drift;
+pub(crate) mod events;
+pub(crate) mod history;
+pub(crate) mod hold;
+pub(crate) mod init;
+pub(crate) mod list;
+pub(crate) mod login;
+pub(crate) mod logout;
+pub(crate) mod logs;
+pub(crate) mod man;
+pub(crate) mod node;
+pub(crate) mod plan;
+pub(crate) mod ps;
+pub(crate) mod purge;
+pub(crate) mod release;
+pub(crate) mod restart;
+pub(crate) mod revisions;
+pub(crate) mod rollback;
+pub(crate) mod service;
+pub(crate) mod start;
+pub(crate) mod status;
+pub(crate) mod stop;
+pub(crate) mod sync;
+pub(crate) mod version;
+pub(crate) mod whoami;
+pub(crate) mod why;

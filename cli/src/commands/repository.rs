@@ -1,0 +1,319 @@
+//! The desired-state repository as commands need it: opened, checked, its changes told in words.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use mcp_cli::repo::{
+    At, Changes, DesiredRepo, HistoryError, ManagedFiles, ReadError, Selection, git_signing_key,
+};
+use mcp_cli::sign::{KeyContext, SigningKey, find_key};
+use mcp_spec::definition::{DefinitionError, DefinitionFile, DesiredSet, compile};
+use mcp_spec::diff;
+use mcp_spec::image::Digest;
+use mcp_spec::name::ServiceName;
+use mcp_spec::revision::CommitId;
+use mcp_spec::signature::{ALLOWED_SIGNERS_PATH, AllowedSigners};
+
+use crate::config::Origin;
+use crate::context::Context;
+use crate::error::{Exit, Failure};
+use crate::output::diagnostics;
+use crate::output::style::count;
+
+/// Opens the repository of the settings.
+pub(crate) fn open(context: &Context) -> Result<DesiredRepo, Failure> {
+    DesiredRepo::open(&context.settings.repo.value)
+        .map_err(|error| Failure::of(Exit::Usage, &error).hint(error.hint()))
+}
+
+/// Opens the repository; none where nobody named one and the default is not there.
+pub(crate) fn open_if_there(context: &Context) -> Result<Option<DesiredRepo>, Failure> {
+    let setting = &context.settings.repo;
+    if setting.origin == Origin::Default && !setting.value.join(".git").exists() {
+        return Ok(None);
+    }
+    open(context).map(Some)
+}
+
+/// The operator's key: `--key`, `[sign] key`, else what git is set up with.
+pub(crate) fn key(context: &Context, repo: Option<&DesiredRepo>) -> Result<SigningKey, Failure> {
+    match find(context, repo)? {
+        Some(source) => load(context, &source),
+        None => Err(Failure::usage("there is no signing key")
+            .cause("neither --key nor [sign] key of mcp.toml nor git's user.signingkey names one")
+            .hint("give one: --key ~/.ssh/id_ed25519")),
+    }
+}
+
+/// What names the operator's key, if anything does.
+pub(crate) fn find(
+    context: &Context,
+    repo: Option<&DesiredRepo>,
+) -> Result<Option<mcp_cli::sign::KeySource>, Failure> {
+    let named = context.settings.key.as_ref().map(|key| key.value.as_str());
+    let git = git_signing_key(repo);
+    find_key(named, None, git.as_deref())
+        .map_err(|error| Failure::of(Exit::Usage, &error).hint(error.hint()))
+}
+
+/// Opens the key.
+pub(crate) fn load(
+    context: &Context,
+    source: &mcp_cli::sign::KeySource,
+) -> Result<SigningKey, Failure> {
+    let key = SigningKey::load(source, &KeyContext::from_environment())
+        .map_err(|error| Failure::of(Exit::Refused, &error).hint(error.hint()))?;
+    for warning in key.warnings() {
+        context.out.warn(&warning.to_string());
+    }
+    Ok(key)
+}
+
+/// Failures of reading history, at the call site of any command.
+pub(crate) fn history_failure(error: &HistoryError) -> Failure {
+    Failure::of(Exit::Failed, error).hint(error.hint())
+}
+
+fn read_failure(error: &ReadError) -> Failure {
+    Failure::of(Exit::Failed, error).hint(error.hint())
+}
+
+/// The name that the repository's signers know the key by, and its own comment where they do not.
+pub(crate) fn signer_name(repo: &DesiredRepo, key: &SigningKey) -> Option<String> {
+    let text = std::fs::read(repo.dir().join(ALLOWED_SIGNERS_PATH)).ok()?;
+    let signers = AllowedSigners::parse_bytes(&text).ok()?;
+    signers
+        .iter()
+        .find(|signer| signer.fingerprint() == key.fingerprint())
+        .map(|signer| signer.principal.clone())
+}
+
+/// The full id of what git takes for a revision; one that only the nodes may know is passed on.
+pub(crate) fn revision_id(context: &Context, rev: &str) -> Result<String, Failure> {
+    let hexadecimal = (4..=40).contains(&rev.len()) && rev.bytes().all(|b| b.is_ascii_hexdigit());
+    match open_if_there(context)? {
+        Some(repo) => match repo.resolve(rev) {
+            Ok(id) => Ok(id.to_string()),
+            Err(_) if hexadecimal => Ok(rev.to_ascii_lowercase()),
+            Err(error) => Err(Failure::of(Exit::Usage, &error).hint("mcp revisions")),
+        },
+        None if hexadecimal => Ok(rev.to_ascii_lowercase()),
+        None => Err(Failure::usage(format!(
+            "`{rev}` is no commit id, and there is no repository to look in"
+        ))
+        .hint("mcp revisions")),
+    }
+}
+
+/// The files that belong to a service: its definition, its files, its secrets.
+pub(crate) fn own_files<'a>(services: impl IntoIterator<Item = &'a ServiceName>) -> Selection {
+    let mut paths = Vec::new();
+    for service in services {
+        paths.push(format!("services/{service}.toml"));
+        paths.push(format!("files/{service}"));
+        paths.push(format!("secrets/{service}"));
+    }
+    Selection::Only(paths)
+}
+
+/// The managed files as the next commit of a selection would hold them.
+pub(crate) struct Next<'a> {
+    worktree: ManagedFiles<'a>,
+    head: Option<ManagedFiles<'a>>,
+    selection: &'a Selection,
+}
+
+impl<'a> Next<'a> {
+    /// The files of the next commit of `selection` onto `head`.
+    pub(crate) fn new(
+        repo: &'a DesiredRepo,
+        head: Option<CommitId>,
+        selection: &'a Selection,
+    ) -> Result<Self, Failure> {
+        let worktree = repo
+            .files(At::WorkTree)
+            .map_err(|error| read_failure(&error))?;
+        let head = match (head, selection) {
+            (Some(head), Selection::Only(_)) => Some(
+                repo.files(At::Commit(head))
+                    .map_err(|error| read_failure(&error))?,
+            ),
+            _ => None,
+        };
+        Ok(Self {
+            worktree,
+            head,
+            selection,
+        })
+    }
+
+    fn side(&self, path: &str) -> Option<&ManagedFiles<'a>> {
+        if self.selection.takes(path) {
+            Some(&self.worktree)
+        } else {
+            self.head.as_ref()
+        }
+    }
+}
+
+/// Where definitions and the files that they mount are read from.
+pub(crate) trait Files {
+    /// The paths of the definitions, sorted.
+    fn definitions(&self) -> Vec<String>;
+    /// A file's bytes.
+    fn bytes(&self, path: &str) -> Result<Option<Vec<u8>>, ReadError>;
+}
+
+impl Files for ManagedFiles<'_> {
+    fn definitions(&self) -> Vec<String> {
+        ManagedFiles::definitions(self)
+            .map(ToOwned::to_owned)
+            .collect()
+    }
+
+    fn bytes(&self, path: &str) -> Result<Option<Vec<u8>>, ReadError> {
+        self.read(path)
+    }
+}
+
+impl Files for Next<'_> {
+    fn definitions(&self) -> Vec<String> {
+        let all: BTreeSet<&str> = std::iter::once(&self.worktree)
+            .chain(self.head.as_ref())
+            .flat_map(ManagedFiles::definitions)
+            .filter(|path| self.side(path).is_some_and(|side| side.contains(path)))
+            .collect();
+        all.into_iter().map(ToOwned::to_owned).collect()
+    }
+
+    fn bytes(&self, path: &str) -> Result<Option<Vec<u8>>, ReadError> {
+        self.side(path).map_or(Ok(None), |side| side.read(path))
+    }
+}
+
+/// Why a set of definitions is not what nodes would take.
+pub(crate) enum CheckError {
+    /// These are wrong.
+    Definitions(Vec<DefinitionError>),
+    /// They could not be read.
+    Read(Failure),
+}
+
+impl CheckError {
+    /// Draws the errors, and gives the end of the command.
+    pub(crate) fn tell(self, context: &Context) -> Failure {
+        match self {
+            Self::Read(failure) => failure,
+            Self::Definitions(errors) => {
+                context
+                    .out
+                    .error_text(&diagnostics::definition_errors(&errors));
+                Failure::failed(format!(
+                    "the definitions have {}",
+                    count(errors.len(), "error")
+                ))
+                .hint("mend them, then: mcp service check")
+            }
+        }
+    }
+}
+
+/// Checks every definition, against each other too.
+pub(crate) fn check(files: &dyn Files) -> Result<DesiredSet, CheckError> {
+    let mut definitions = Vec::new();
+    for path in files.definitions() {
+        let bytes = files
+            .bytes(&path)
+            .map_err(|error| CheckError::Read(read_failure(&error)))?;
+        definitions.push((path, bytes.unwrap_or_default()));
+    }
+    let definitions: Vec<DefinitionFile<'_>> = definitions
+        .iter()
+        .map(|(path, bytes)| DefinitionFile { path, bytes })
+        .collect();
+    let lookup = Lookup::new(files);
+    let set = compile(&definitions, &|path| lookup.digest(path));
+    match lookup.failed.into_inner() {
+        Some(failure) => Err(CheckError::Read(failure)),
+        None => set.map_err(CheckError::Definitions),
+    }
+}
+
+/// Digests of mounted files, with the first failure to read one.
+pub(crate) struct Lookup<'a> {
+    files: &'a dyn Files,
+    known: RefCell<BTreeMap<String, Option<Digest>>>,
+    failed: RefCell<Option<Failure>>,
+}
+
+impl<'a> Lookup<'a> {
+    /// Digests of these files.
+    pub(crate) fn new(files: &'a dyn Files) -> Self {
+        Self {
+            files,
+            known: RefCell::default(),
+            failed: RefCell::default(),
+        }
+    }
+
+    /// The digest of the file, if there is one.
+    pub(crate) fn digest(&self, path: &str) -> Option<Digest> {
+        if let Some(known) = self.known.borrow().get(path) {
+            return *known;
+        }
+        let digest = match self.files.bytes(path) {
+            Ok(bytes) => bytes.map(|bytes| Digest::of(&bytes)),
+            Err(error) => {
+                self.failed
+                    .borrow_mut()
+                    .get_or_insert_with(|| read_failure(&error));
+                None
+            }
+        };
+        self.known.borrow_mut().insert(path.to_owned(), digest);
+        digest
+    }
+}
+
+/// What a commit changes, in words: a subject and the lines of its body.
+pub(crate) fn commit_message(
+    before: Option<&DesiredSet>,
+    after: &DesiredSet,
+    changes: &Changes,
+    selection: &Selection,
+) -> (String, Vec<String>) {
+    let differences = before
+        .map(|before| diff::set_diff(before, after))
+        .unwrap_or_default();
+    let subject = diff::summary(&differences);
+    if !subject.is_empty() {
+        return (subject, diff::body(&differences));
+    }
+    // Comments, files that nobody mounts, signers: nothing that a node would do differently.
+    let files: Vec<String> = changes
+        .selected(selection)
+        .map(|change| format!("{} {}", change.path, change.kind))
+        .collect();
+    let subject = match files.as_slice() {
+        [] => "nothing".to_owned(),
+        [one] => one.clone(),
+        [first, rest @ ..] => format!("{first} (+{} more)", rest.len()),
+    };
+    (subject, files)
+}
+
+/// The definitions at a commit, where they are in order.
+pub(crate) fn set_at(repo: &DesiredRepo, commit: CommitId) -> Option<DesiredSet> {
+    let files = repo.files(At::Commit(commit)).ok()?;
+    check(&files).ok()
+}
+
+/// The definition's file of a service in the work tree.
+pub(crate) fn definition_path(context: &Context, service: &ServiceName) -> PathBuf {
+    context
+        .settings
+        .repo
+        .value
+        .join(format!("services/{service}.toml"))
+}

@@ -1,0 +1,37 @@
+//! `mcp restart`: whole services.
+
+use mcp_proto::v1;
+use mcp_spec::name::Target;
+
+use super::carry_out::{self, Job};
+use super::place;
+use crate::client::follow::{Work, new_request_id};
+use crate::context::Context;
+use crate::error::Outcome;
+
+/// Stop and start services as they are
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  mcp restart metacrypt        the same containers; nothing is deployed")]
+pub(crate) struct Args {
+    /// Which
+    #[arg(value_name = "SERVICE", required = true)]
+    targets: Vec<Target>,
+}
+
+/// Carries it out.
+pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
+    place::require_whole(&args.targets, "restart")?;
+    let placed = place::place(context, &args.targets).await?;
+    let jobs: Vec<Job<'_>> = placed
+        .iter()
+        .map(|placed| Job {
+            node: placed.node,
+            work: Work::Restart(v1::LifecycleRequest {
+                targets: placed.wire(),
+                request_id: new_request_id(),
+            }),
+        })
+        .collect();
+    carry_out::run(context, &jobs, &carry_out::Manner::default()).await
+}

@@ -1,0 +1,104 @@
+//! Components as rows of a table, and the ends of commands that ask several nodes.
+
+use mcp_proto::v1;
+
+use crate::client::Answer;
+use crate::context::Context;
+use crate::error::{Exit, Failure, Outcome};
+use crate::output::style::{Style, short};
+use crate::output::table::Cell;
+
+/// The observed state and its look.
+pub(crate) fn state(component: &v1::Component) -> Cell {
+    let style = match component.observed_state.as_str() {
+        "running" | "completed" => Style::Good,
+        "failed" => Style::Bad,
+        "stopped" if component.desired_state == "stopped" => Style::Dim,
+        "stopped" | "absent" => Style::Bad,
+        _ => Style::Warn,
+    };
+    let text = match component.exit_code {
+        Some(code) if component.observed_state != "running" && code != 0 => {
+            format!("{} ({code})", component.observed_state)
+        }
+        _ => component.observed_state.clone(),
+    };
+    Cell::new(&text, style)
+}
+
+/// The health and its look.
+pub(crate) fn health(component: &v1::Component) -> Cell {
+    let style = match component.health.as_str() {
+        "healthy" => Style::Good,
+        "unhealthy" => Style::Bad,
+        "" => Style::Dim,
+        _ => Style::Warn,
+    };
+    let text = if component.health.is_empty() {
+        "-"
+    } else {
+        &component.health
+    };
+    Cell::new(text, style)
+}
+
+/// The revision, and how far it is behind: `3f2a9c1 (2 behind)`.
+pub(crate) fn revision(component: &v1::Component) -> Cell {
+    match component.behind {
+        0 => Cell::from(short(&component.revision)),
+        behind => Cell::new(
+            &format!("{} ({behind} behind)", short(&component.revision)),
+            Style::Warn,
+        ),
+    }
+}
+
+/// What needs a look: `DRIFT`, `HELD`, `orphaned`, `quarantined`.
+pub(crate) fn remarks(component: &v1::Component) -> Cell {
+    let mut words = Vec::new();
+    if !component.drift.is_empty() {
+        words.push("DRIFT".to_owned());
+    }
+    if let Some(hold) = &component.held {
+        words.push(format!("HELD by {}", hold.by));
+    }
+    if component.orphaned {
+        words.push("orphaned".to_owned());
+    }
+    if component.quarantined {
+        words.push("quarantined".to_owned());
+    }
+    if component.restarts > 0 {
+        words.push(format!("{} restarts", component.restarts));
+    }
+    Cell::new(&words.join(", "), Style::Warn)
+}
+
+/// Tells the failures of all nodes but the last word, and how the command ends.
+pub(crate) fn end<T>(context: &Context, answers: &[Answer<T>]) -> Outcome {
+    end_with(context, answers, |_| Exit::Done)
+}
+
+/// As [`end`], with `done` saying how a node that answered ends.
+pub(crate) fn end_with<T>(
+    context: &Context,
+    answers: &[Answer<T>],
+    done: impl Fn(&T) -> Exit,
+) -> Outcome {
+    let failures: Vec<&Failure> = answers
+        .iter()
+        .filter_map(|answer| answer.result.as_ref().err())
+        .collect();
+    for failure in &failures {
+        context.out.failure(failure);
+    }
+    let exit = Exit::over_nodes(answers.iter().map(|answer| match &answer.result {
+        Ok(value) => done(value),
+        Err(failure) => failure.exit,
+    }));
+    if failures.is_empty() {
+        Ok(exit)
+    } else {
+        Err(Failure::told(exit))
+    }
+}

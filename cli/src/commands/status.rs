@@ -1,0 +1,319 @@
+//! `mcp status`: what needs worry.
+
+use mcp_proto::v1;
+use mcp_spec::name::Target;
+
+use super::place::{self, Placed};
+use super::rows;
+use crate::client::{self, Answer};
+use crate::context::Context;
+use crate::error::{Exit, Failure, Outcome};
+use crate::output::plan::{path, revision_behind};
+use crate::output::style::{
+    self, Style, bold, bytes, count, dim, green, milliseconds, red, short, yellow,
+};
+use crate::output::table::{Cell, Table};
+use crate::output::{clean, json};
+
+/// Show what needs worry: drift, revisions behind, holds, recent events
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  mcp status                   every node
+  mcp status -a                fine services too
+  mcp status metacrypt
+  mcp status --exit-code       2 where state or spec has drifted")]
+pub(crate) struct Args {
+    /// Only these
+    #[arg(value_name = "TARGET")]
+    targets: Vec<Target>,
+    /// Show services that are fine, too
+    #[arg(short, long)]
+    all: bool,
+    /// End with 2 where there is drift
+    #[arg(long)]
+    exit_code: bool,
+}
+
+/// Carries it out.
+pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
+    let placed = place::place(context, &args.targets).await?;
+    let answers = client::ask(
+        context,
+        &placed,
+        |placed: &Placed<'_>| placed.node,
+        async |client, placed| {
+            client
+                .status(v1::StatusRequest {
+                    targets: placed.wire(),
+                    events: 0,
+                })
+                .await
+        },
+    )
+    .await;
+    if context.out.is_table() {
+        let all = args.all || !args.targets.is_empty();
+        context.out.data(&text(context, &answers, all))?;
+        let drifted: Vec<&str> = answers
+            .iter()
+            .flat_map(|answer| answer.result.iter().flat_map(|status| &status.services))
+            .filter(|service| service.drift)
+            .map(|service| service.service.as_str())
+            .collect();
+        if let Some(first) = drifted.first() {
+            context.out.hint(&format!("mcp deploy {first} repairs"));
+        }
+    } else {
+        let nodes: Vec<json::NodeStatus> = answers.iter().map(document).collect();
+        context.out.json(&json::Status { nodes })?;
+    }
+    let exit = Exit::over_nodes(answers.iter().map(|answer| match &answer.result {
+        Ok(status) if args.exit_code && status.services.iter().any(|s| s.drift) => Exit::Changes,
+        Ok(_) => Exit::Done,
+        Err(failure) => failure.exit,
+    }));
+    // The nodes that failed are part of what was shown.
+    Ok(exit)
+}
+
+fn document(answer: &Answer<v1::StatusResponse>) -> json::NodeStatus {
+    match &answer.result {
+        Ok(status) => json::NodeStatus::new(&answer.node, status),
+        Err(failure) => json::NodeStatus::failed(
+            &answer.node,
+            failure.exit != Exit::Unreachable,
+            &failure.message,
+        ),
+    }
+}
+
+fn text(context: &Context, answers: &[Answer<v1::StatusResponse>], all: bool) -> String {
+    let mut out = String::new();
+    for answer in answers {
+        match &answer.result {
+            Ok(status) => node(context, &mut out, &answer.node, status, all),
+            Err(failure) => failed_node(&mut out, answer, failure),
+        }
+    }
+    events(context, &mut out, answers);
+    out
+}
+
+fn failed_node(out: &mut String, answer: &Answer<v1::StatusResponse>, failure: &Failure) {
+    let took = milliseconds(u64::try_from(answer.took.as_millis()).unwrap_or(u64::MAX));
+    let what = if failure.exit == Exit::Unreachable {
+        let cause = failure
+            .causes
+            .first()
+            .map(String::as_str)
+            .unwrap_or_default();
+        format!("unreachable {took}  {}", dim(cause))
+    } else {
+        clean::line(&failure.message).into_owned()
+    };
+    out.push_str(&format!(
+        "{}  {} {what}\n",
+        bold(&answer.node),
+        red(style::BAD)
+    ));
+    if let Some(hint) = &failure.hint {
+        out.push_str(&format!("  {}\n", dim(&format!("hint: {hint}"))));
+    }
+}
+
+fn node(context: &Context, out: &mut String, name: &str, status: &v1::StatusResponse, all: bool) {
+    let engine_up = status
+        .engine
+        .as_ref()
+        .is_some_and(|engine| engine.reachable);
+    let mut facts = Vec::new();
+    match &status.engine {
+        Some(engine) if engine.reachable => {
+            facts.push(clean::line(&format!("{} {}", engine.name, engine.version)).into_owned());
+        }
+        Some(engine) => facts.push(red(&format!(
+            "{} unreachable: {}",
+            engine.name, engine.error
+        ))),
+        None => facts.push(yellow("engine unknown")),
+    }
+    facts.push(format!("head {}", short(&status.head_revision)));
+    if let Some(disk) = &status.disk {
+        let percent = (u128::from(disk.used_bytes) * 100).checked_div(u128::from(disk.total_bytes));
+        facts.push(format!("disk {}%", percent.unwrap_or(0)));
+    }
+    if let Some(memory) = &status.memory {
+        facts.push(format!(
+            "mem {}/{}",
+            bytes(memory.used_bytes),
+            bytes(memory.total_bytes)
+        ));
+    }
+    let sign = if engine_up {
+        green(style::GOOD)
+    } else {
+        red(style::BAD)
+    };
+    out.push_str(&format!("{}  {sign} {}\n", bold(name), facts.join(" · ")));
+    for warning in &status.warnings {
+        out.push_str(&format!(
+            "  {} {}\n",
+            yellow("warning:"),
+            clean::line(warning)
+        ));
+    }
+    let mut fine = 0;
+    for service in &status.services {
+        if all || needs_worry(service) {
+            service_lines(context, out, service);
+        } else {
+            fine += 1;
+        }
+    }
+    let mut rest = Vec::new();
+    if fine > 0 {
+        rest.push(format!("{} fine (-a)", count(fine, "service")));
+    }
+    if !status.unmanaged.is_empty() {
+        let names: Vec<&str> = status
+            .unmanaged
+            .iter()
+            .map(|container| container.container.as_str())
+            .collect();
+        rest.push(format!("unmanaged: {}", names.join(", ")));
+    }
+    if !rest.is_empty() {
+        out.push_str(&format!("  {}\n", dim(&rest.join(" · "))));
+    }
+}
+
+fn needs_worry(service: &v1::ServiceStatus) -> bool {
+    service.drift
+        || service.behind > 0
+        || service.orphaned
+        || service.held.is_some()
+        || service.components.iter().any(component_needs_worry)
+}
+
+fn component_needs_worry(component: &v1::Component) -> bool {
+    !component.drift.is_empty()
+        || component.quarantined
+        || component.orphaned
+        || component.held.is_some()
+        || component.health == "unhealthy"
+        || matches!(component.observed_state.as_str(), "failed" | "unknown")
+}
+
+fn service_lines(context: &Context, out: &mut String, service: &v1::ServiceStatus) {
+    let revision = revision_behind(&service.revision, service.behind);
+    let revision = if service.behind > 0 {
+        yellow(&revision)
+    } else {
+        clean::line(&revision).into_owned()
+    };
+    let mut marks = Vec::new();
+    if service.drift {
+        marks.push(red("DRIFT"));
+    }
+    if let Some(hold) = &service.held {
+        marks.push(yellow(&format!(
+            "HELD by {} {}",
+            hold.by,
+            context.out.time(&hold.at)
+        )));
+    }
+    if service.orphaned {
+        marks.push(yellow("ORPHANED"));
+    }
+    if !service.active {
+        marks.push(dim("inactive"));
+    }
+    let mut line = format!("  {}  {revision}", bold(&service.service));
+    for mark in marks {
+        line.push_str("  ");
+        line.push_str(&mark);
+    }
+    out.push_str(&line);
+    out.push('\n');
+    let mut table = Table::bare(4);
+    for component in &service.components {
+        table.row([
+            Cell::from(component.component.as_str()),
+            rows::state(component),
+            rows::health(component),
+            Cell::from(about(context, component)),
+        ]);
+    }
+    out.push_str(&table.render(context.out.width()));
+}
+
+/// What there is to say of a component: its drift, else how long it has been up.
+fn about(context: &Context, component: &v1::Component) -> String {
+    let mut parts: Vec<String> = component
+        .drift
+        .iter()
+        .map(|drift| {
+            let what = if drift.field == "state" {
+                format!("{}, wanted {}", drift.live, drift.wanted)
+            } else {
+                format!("{} {} -> {}", drift.field, drift.baseline, drift.live)
+            };
+            match drift.since.as_str() {
+                "" => what,
+                since => format!("{what} {}", context.out.time(since)),
+            }
+        })
+        .collect();
+    if component.quarantined {
+        parts.push("the head's spec is quarantined".to_owned());
+    }
+    if component.orphaned {
+        parts.push("no longer defined".to_owned());
+    }
+    if parts.is_empty() && component.observed_state == "running" {
+        parts.push(format!("up {}", context.out.since(&component.started_at)));
+    }
+    if component.restarts > 0 {
+        parts.push(count(component.restarts as usize, "restart"));
+    }
+    parts.join(" · ")
+}
+
+fn events(context: &Context, out: &mut String, answers: &[Answer<v1::StatusResponse>]) {
+    let mut all: Vec<(&str, &v1::Event)> = answers
+        .iter()
+        .flat_map(|answer| {
+            let events = answer.result.iter().flat_map(|status| &status.events);
+            events.map(|event| (answer.node.as_str(), event))
+        })
+        .collect();
+    // RFC 3339 in UTC sorts by time.
+    all.sort_by(|(_, a), (_, b)| b.at.cmp(&a.at));
+    if all.is_empty() {
+        return;
+    }
+    out.push_str(&format!("{}\n", dim("events")));
+    let mut table = Table::bare(2);
+    let many = answers.len() > 1;
+    for (node, event) in all.into_iter().take(5) {
+        let mut who = path(&event.service, &event.component);
+        if many {
+            who = if who.is_empty() {
+                node.to_owned()
+            } else {
+                format!("{node}/{who}")
+            };
+        }
+        let what = if event.message.is_empty() {
+            event.kind.clone()
+        } else {
+            event.message.clone()
+        };
+        table.row([
+            Cell::new(&context.out.time(&event.at), Style::Dim),
+            Cell::from(who),
+            Cell::from(what),
+        ]);
+    }
+    out.push_str(&table.render(context.out.width()));
+}

@@ -1,0 +1,17 @@
+//! What every command is given: settings, printer and time limit.
+
+use std::time::Duration;
+
+use crate::config::Settings;
+use crate::output::Printer;
+
+/// The surroundings of one command.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// The workstation's settings.
+    pub(crate) settings: Settings,
+    /// The only way to print.
+    pub(crate) out: Printer,
+    /// `--timeout`.
+    pub(crate) timeout: Option<Duration>,
+}

@@ -1,0 +1,258 @@
+//! How a deployment's end is drawn: a line a component, what its log said, one line of result.
+
+use mcp_proto::v1;
+
+use super::clean;
+use super::plan::path;
+use super::progress::Progress;
+use super::style::{self, bold, count, dim, green, milliseconds, red, short, yellow};
+use crate::error::{Exit, Failure};
+
+/// Lines of a failed container's log that are shown; `mcp logs --deployment` has the rest.
+const LOG_LINES: usize = 8;
+
+/// How a deployment's outcome ends the command.
+pub(crate) fn exit(deployment: &v1::Deployment) -> Exit {
+    match deployment.outcome.as_str() {
+        "deployed" | "unchanged" | "running" => Exit::Done,
+        "rolled-back" => Exit::RolledBack,
+        "superseded" => Exit::Stale,
+        _ => Exit::Failed,
+    }
+}
+
+/// What became of each component, and the result in one line where it is good.
+pub(crate) fn render(node: &str, deployment: &v1::Deployment, progress: &Progress) -> String {
+    let mut out = String::new();
+    let widest = deployment
+        .components
+        .iter()
+        .map(|part| part.component.chars().count())
+        .max()
+        .unwrap_or(0);
+    if deployment.outcome != "unchanged" {
+        for part in &deployment.components {
+            let told = progress.told(node, &deployment.service, &part.component);
+            component(&mut out, part, widest, &told);
+        }
+    }
+    if exit(deployment) == Exit::Done {
+        out.push_str(&result_line(node, deployment));
+        out.push('\n');
+    }
+    out
+}
+
+fn component(out: &mut String, part: &v1::ComponentOutcome, widest: usize, told: &str) {
+    let name = clean::line(&format!("{:<widest$}", part.component)).into_owned();
+    let mut facts: Vec<String> = Vec::new();
+    let mut fact = |text: &str| {
+        if !text.is_empty() {
+            facts.push(clean::line(text).into_owned());
+        }
+    };
+    match part.outcome.as_str() {
+        "deployed" => {
+            fact(&part.action);
+            fact(told);
+            if part.downtime_ms > 0 {
+                fact(&format!("down {}", milliseconds(part.downtime_ms)));
+            }
+            if told.is_empty() && part.duration_ms > 0 {
+                fact(&milliseconds(part.duration_ms));
+            }
+            out.push_str(&format!(
+                "{} {name}  {}\n",
+                green(style::GOOD),
+                facts.join(" · ")
+            ));
+        }
+        "unchanged" => out.push_str(&format!("{} {name}  {}\n", dim("="), dim("unchanged"))),
+        "failed" | "rolled-back" => {
+            // One that only went back because another failed has no failure of its own to tell.
+            if part.outcome == "failed" || !part.error.is_empty() {
+                fact(told);
+                fact(if part.error.is_empty() {
+                    "failed"
+                } else {
+                    &part.error
+                });
+                out.push_str(&format!(
+                    "{} {name}  {}\n",
+                    red(style::BAD),
+                    facts.join(" · ")
+                ));
+                let skip = part.log_tail.len().saturating_sub(LOG_LINES);
+                for line in part.log_tail.iter().skip(skip) {
+                    let line = clean::log_line(line.as_bytes());
+                    out.push_str(&format!("{}| {line}\n", " ".repeat(widest + 4)));
+                }
+            }
+            if part.outcome == "rolled-back" {
+                let what = if part.from_revision.is_empty() {
+                    "removed again".to_owned()
+                } else {
+                    format!("{} runs again", short(&part.from_revision))
+                };
+                let down = match part.downtime_ms {
+                    0 => String::new(),
+                    ms => format!(" · down {}", milliseconds(ms)),
+                };
+                out.push_str(&format!("{} {name}  {what}{down}\n", yellow("↩")));
+            }
+        }
+        other => {
+            let what = if other == "not-reached" {
+                "not touched"
+            } else {
+                other
+            };
+            let why = match part.error.as_str() {
+                "" => String::new(),
+                why => format!(": {}", clean::line(why)),
+            };
+            out.push_str(&format!(
+                "{} {name}  {}{why}\n",
+                dim("-"),
+                clean::line(what)
+            ));
+        }
+    }
+}
+
+fn result_line(node: &str, deployment: &v1::Deployment) -> String {
+    let name = path(&deployment.service, &deployment.component);
+    let head = format!("{} on {}", bold(&name), bold(node));
+    match deployment.outcome.as_str() {
+        "unchanged" => format!(
+            "{} {head}  {}  unchanged: nothing to do",
+            dim("="),
+            short(&deployment.revision)
+        ),
+        "running" => format!(
+            "{head}  deployment {} goes on",
+            short(&deployment.deployment_id)
+        ),
+        _ => {
+            let done = deployment
+                .components
+                .iter()
+                .filter(|part| part.outcome == "deployed")
+                .count();
+            let verb = match deployment.trigger.as_str() {
+                "rollback" => "rolled back",
+                "start" => "started",
+                "stop" => "stopped",
+                "restart" => "restarted",
+                "purge" => "purged",
+                _ => "deployed",
+            };
+            format!(
+                "{} {head}  {}  {verb}, {}  deployment {}",
+                green(style::GOOD),
+                short(&deployment.revision),
+                count(done, "component"),
+                short(&deployment.deployment_id)
+            )
+        }
+    }
+}
+
+/// What to say of a deployment that did not go well.
+pub(crate) fn failure(node: &str, deployment: &v1::Deployment) -> Option<Failure> {
+    let exit = exit(deployment);
+    if exit == Exit::Done {
+        return None;
+    }
+    let failed = deployment.components.iter().find(|part| {
+        !part.error.is_empty() && matches!(part.outcome.as_str(), "failed" | "rolled-back")
+    });
+    let component = failed.map_or(deployment.component.as_str(), |part| {
+        part.component.as_str()
+    });
+    let name = path(&deployment.service, component);
+    let revision = match deployment.revision.as_str() {
+        "" => String::new(),
+        revision => format!(" {}", short(revision)),
+    };
+    let outcome = match deployment.outcome.as_str() {
+        "rolled-back" => "failed; rolled back".to_owned(),
+        other => other.replace('-', " "),
+    };
+    let mut failure = Failure::new(exit, format!("{name}{revision} on {node} {outcome}"));
+    let own = failed.map(|part| part.error.as_str()).unwrap_or_default();
+    for cause in [own, deployment.error.as_str()] {
+        if !cause.is_empty() && !failure.causes.iter().any(|known| known == cause) {
+            failure = failure.cause(cause);
+        }
+    }
+    if !deployment.deployment_id.is_empty() {
+        failure.deployment_id = Some(deployment.deployment_id.clone());
+        failure.hint = match deployment.outcome.as_str() {
+            "superseded" => Some(format!("mcp history {}", deployment.service)),
+            _ if failed.is_some() => Some(format!(
+                "mcp logs {name} --deployment {}",
+                short(&deployment.deployment_id)
+            )),
+            _ => Some(format!("mcp status {}", deployment.service)),
+        };
+    }
+    Some(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::progress::Mode;
+
+    #[test]
+    fn a_rolled_back_deployment_tells_the_log_and_what_runs_again() {
+        let deployment = v1::Deployment {
+            deployment_id: "51c07afaaaa".to_owned(),
+            service: "metacrypt".to_owned(),
+            revision: "a81d220bbbb".to_owned(),
+            outcome: "rolled-back".to_owned(),
+            components: vec![
+                v1::ComponentOutcome {
+                    component: "api".to_owned(),
+                    action: "replace".to_owned(),
+                    outcome: "rolled-back".to_owned(),
+                    from_revision: "3f2a9c1cccc".to_owned(),
+                    downtime_ms: 6_420,
+                    error: "unhealthy 3/3: exit 1".to_owned(),
+                    log_tail: vec!["config: key `listen` missing (line 12)".to_owned()],
+                    ..v1::ComponentOutcome::default()
+                },
+                v1::ComponentOutcome {
+                    component: "web".to_owned(),
+                    outcome: "not-reached".to_owned(),
+                    error: "needs api".to_owned(),
+                    ..v1::ComponentOutcome::default()
+                },
+            ],
+            ..v1::Deployment::default()
+        };
+        let progress = Progress::new(Mode::Quiet, anstream::ColorChoice::Never);
+        let text =
+            anstream::adapter::strip_str(&render("rift", &deployment, &progress)).to_string();
+        assert_eq!(
+            text,
+            "\
+✗ api  unhealthy 3/3: exit 1
+       | config: key `listen` missing (line 12)
+↩ api  3f2a9c1 runs again · down 6.4s
+- web  not touched: needs api
+"
+        );
+        let failure = failure("rift", &deployment).unwrap();
+        assert_eq!(failure.exit, Exit::RolledBack);
+        assert_eq!(
+            failure.message,
+            "metacrypt/api a81d220 on rift failed; rolled back"
+        );
+        assert_eq!(
+            failure.hint.as_deref(),
+            Some("mcp logs metacrypt/api --deployment 51c07af")
+        );
+    }
+}

@@ -1,0 +1,661 @@
+//! The documents of `-o json`: field names and types that scripts rely on.
+//!
+//! Each type is built from the agent's message; where the message holds an empty string for "none",
+//! the document holds null.
+
+use mcp_proto::v1;
+use serde::Serialize;
+use serde_json::Value;
+
+/// `text`, or null where it is empty.
+pub(crate) fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// A hold.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Held {
+    revision: Option<String>,
+    by: String,
+    at: Option<String>,
+    reason: Option<String>,
+    components: Vec<String>,
+}
+
+impl From<&v1::Hold> for Held {
+    fn from(hold: &v1::Hold) -> Self {
+        Self {
+            revision: some(&hold.revision),
+            by: hold.by.clone(),
+            at: some(&hold.at),
+            reason: some(&hold.reason),
+            components: hold.components.clone(),
+        }
+    }
+}
+
+/// One difference between what was deployed and what is.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Drift {
+    field: String,
+    baseline: String,
+    live: String,
+    wanted: String,
+    since: Option<String>,
+}
+
+impl From<&v1::Drift> for Drift {
+    fn from(drift: &v1::Drift) -> Self {
+        Self {
+            field: drift.field.clone(),
+            baseline: drift.baseline.clone(),
+            live: drift.live.clone(),
+            wanted: drift.wanted.clone(),
+            since: some(&drift.since),
+        }
+    }
+}
+
+/// A component as `list` and `ps` show it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Component {
+    node: String,
+    service: String,
+    component: String,
+    container: String,
+    version: Option<String>,
+    desired_state: String,
+    observed_state: String,
+    health: Option<String>,
+    image: Option<String>,
+    image_digest: Option<String>,
+    revision: Option<String>,
+    head_revision: Option<String>,
+    behind: u32,
+    held: Option<Held>,
+    drift: Vec<Drift>,
+    started_at: Option<String>,
+    restarts: u32,
+    managed: bool,
+    container_id: Option<String>,
+    image_id: Option<String>,
+    kind: Option<String>,
+    exit_code: Option<i32>,
+    orphaned: bool,
+    quarantined: bool,
+    observed_at: Option<String>,
+    spec_digest: Option<String>,
+}
+
+impl Component {
+    /// The document of `component` on `node`.
+    pub(crate) fn new(node: &str, component: &v1::Component) -> Self {
+        Self {
+            node: node.to_owned(),
+            service: component.service.clone(),
+            component: component.component.clone(),
+            container: component.container.clone(),
+            version: some(&component.version),
+            desired_state: component.desired_state.clone(),
+            observed_state: component.observed_state.clone(),
+            health: some(&component.health),
+            image: some(&component.image),
+            image_digest: some(&component.image_digest),
+            revision: some(&component.revision),
+            head_revision: some(&component.head_revision),
+            behind: component.behind,
+            held: component.held.as_ref().map(Held::from),
+            drift: component.drift.iter().map(Drift::from).collect(),
+            started_at: some(&component.started_at),
+            restarts: component.restarts,
+            managed: component.managed,
+            container_id: some(&component.container_id),
+            image_id: some(&component.image_id),
+            kind: some(&component.kind),
+            exit_code: component.exit_code,
+            orphaned: component.orphaned,
+            quarantined: component.quarantined,
+            observed_at: some(&component.observed_at),
+            spec_digest: some(&component.spec_digest),
+        }
+    }
+}
+
+/// One changed field.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct FieldChange {
+    field: String,
+    from: Option<String>,
+    to: Option<String>,
+}
+
+impl From<&v1::FieldChange> for FieldChange {
+    fn from(change: &v1::FieldChange) -> Self {
+        Self {
+            field: change.field.clone(),
+            from: change.from.clone(),
+            to: change.to.clone(),
+        }
+    }
+}
+
+/// One action of a plan.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Action {
+    service: String,
+    component: String,
+    action: String,
+    reason: String,
+    changes: Vec<FieldChange>,
+    from_revision: Option<String>,
+    pull_bytes: Option<u64>,
+    uncommitted: bool,
+    warnings: Vec<String>,
+}
+
+impl From<&v1::Action> for Action {
+    fn from(action: &v1::Action) -> Self {
+        Self {
+            service: action.service.clone(),
+            component: action.component.clone(),
+            action: action.action.clone(),
+            reason: action.reason.clone(),
+            changes: action.changes.iter().map(FieldChange::from).collect(),
+            from_revision: some(&action.from_revision),
+            pull_bytes: (action.pull_bytes > 0).then_some(action.pull_bytes),
+            uncommitted: action.uncommitted,
+            warnings: action.warnings.clone(),
+        }
+    }
+}
+
+/// What a plan may not do.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Blocked {
+    service: String,
+    component: Option<String>,
+    reason: String,
+    hint: Option<String>,
+}
+
+impl From<&v1::Blocked> for Blocked {
+    fn from(blocked: &v1::Blocked) -> Self {
+        Self {
+            service: blocked.service.clone(),
+            component: some(&blocked.component),
+            reason: blocked.reason.clone(),
+            hint: some(&blocked.hint),
+        }
+    }
+}
+
+/// One node's plan.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct NodePlan {
+    node: String,
+    plan_id: Option<String>,
+    revision: Option<String>,
+    head_revision: Option<String>,
+    actions: Vec<Action>,
+    blocked: Vec<Blocked>,
+}
+
+impl From<&v1::Plan> for NodePlan {
+    fn from(plan: &v1::Plan) -> Self {
+        Self {
+            node: plan.node.clone(),
+            plan_id: some(&plan.plan_id),
+            revision: some(&plan.revision),
+            head_revision: some(&plan.head_revision),
+            actions: plan.actions.iter().map(Action::from).collect(),
+            blocked: plan.blocked.iter().map(Blocked::from).collect(),
+        }
+    }
+}
+
+/// What `plan` prints.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Plan {
+    pub(crate) plan_id: Option<String>,
+    pub(crate) revision: Option<String>,
+    pub(crate) nodes: Vec<NodePlan>,
+}
+
+/// One component's part in a deployment.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ComponentOutcome {
+    component: String,
+    action: String,
+    outcome: String,
+    from_revision: Option<String>,
+    to_revision: Option<String>,
+    image_digest: Option<String>,
+    duration_ms: u64,
+    downtime_ms: u64,
+    error: Option<String>,
+    changes: Vec<FieldChange>,
+    log_tail: Vec<String>,
+}
+
+impl From<&v1::ComponentOutcome> for ComponentOutcome {
+    fn from(outcome: &v1::ComponentOutcome) -> Self {
+        Self {
+            component: outcome.component.clone(),
+            action: outcome.action.clone(),
+            outcome: outcome.outcome.clone(),
+            from_revision: some(&outcome.from_revision),
+            to_revision: some(&outcome.to_revision),
+            image_digest: some(&outcome.image_digest),
+            duration_ms: outcome.duration_ms,
+            downtime_ms: outcome.downtime_ms,
+            error: some(&outcome.error),
+            changes: outcome.changes.iter().map(FieldChange::from).collect(),
+            log_tail: outcome.log_tail.clone(),
+        }
+    }
+}
+
+/// One deployment, as the command that made it prints it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Deployment {
+    node: String,
+    service: String,
+    deployment_id: Option<String>,
+    revision: Option<String>,
+    outcome: String,
+    error: Option<String>,
+    components: Vec<ComponentOutcome>,
+}
+
+impl Deployment {
+    /// The document of `deployment` on `node`.
+    pub(crate) fn new(node: &str, deployment: &v1::Deployment) -> Self {
+        Self {
+            node: node.to_owned(),
+            service: deployment.service.clone(),
+            deployment_id: some(&deployment.deployment_id),
+            revision: some(&deployment.revision),
+            outcome: deployment.outcome.clone(),
+            error: some(&deployment.error),
+            components: deployment
+                .components
+                .iter()
+                .map(ComponentOutcome::from)
+                .collect(),
+        }
+    }
+}
+
+/// What `deploy` and its like print.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Deployments {
+    pub(crate) deployments: Vec<Deployment>,
+}
+
+/// One deployment of the past.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct HistoryEntry {
+    deployment_id: String,
+    node: String,
+    target: String,
+    revision: Option<String>,
+    signer: Option<String>,
+    actor: Option<String>,
+    started_at: Option<String>,
+    finished_at: Option<String>,
+    outcome: String,
+    trigger: String,
+    error: Option<String>,
+    components: Vec<ComponentOutcome>,
+}
+
+impl HistoryEntry {
+    /// The document of `deployment` on `node`.
+    pub(crate) fn new(node: &str, deployment: &v1::Deployment) -> Self {
+        Self {
+            deployment_id: deployment.deployment_id.clone(),
+            node: node.to_owned(),
+            target: super::plan::path(&deployment.service, &deployment.component),
+            revision: some(&deployment.revision),
+            signer: some(&deployment.signer),
+            actor: some(&deployment.actor),
+            started_at: some(&deployment.started_at),
+            finished_at: some(&deployment.finished_at),
+            outcome: deployment.outcome.clone(),
+            trigger: deployment.trigger.clone(),
+            error: some(&deployment.error),
+            components: deployment
+                .components
+                .iter()
+                .map(ComponentOutcome::from)
+                .collect(),
+        }
+    }
+}
+
+/// One event.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Event {
+    seq: u64,
+    at: String,
+    node: String,
+    service: Option<String>,
+    component: Option<String>,
+    kind: String,
+    reason: Option<String>,
+    message: String,
+    revision: Option<String>,
+    data: Value,
+}
+
+impl Event {
+    /// The document of `event`, which `node` sent.
+    pub(crate) fn new(node: &str, event: &v1::Event) -> Self {
+        Self {
+            seq: event.seq,
+            at: event.at.clone(),
+            node: if event.node.is_empty() {
+                node.to_owned()
+            } else {
+                event.node.clone()
+            },
+            service: some(&event.service),
+            component: some(&event.component),
+            kind: event.kind.clone(),
+            reason: some(&event.reason),
+            message: event.message.clone(),
+            revision: some(&event.revision),
+            // What an agent sends need not be JSON for the rest to be of use.
+            data: serde_json::from_str(&event.data).unwrap_or(Value::Null),
+        }
+    }
+}
+
+/// Used of total, in bytes.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Usage {
+    used_bytes: u64,
+    total_bytes: u64,
+}
+
+impl From<&v1::Usage> for Usage {
+    fn from(usage: &v1::Usage) -> Self {
+        Self {
+            used_bytes: usage.used_bytes,
+            total_bytes: usage.total_bytes,
+        }
+    }
+}
+
+/// A node's cores and its load of the last minute.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Cpu {
+    cores: u32,
+    load: f64,
+}
+
+impl Cpu {
+    /// From the agent's thousandths.
+    pub(crate) fn new(cores: u32, load_millis: u32) -> Self {
+        Self {
+            cores,
+            load: f64::from(load_millis) / 1000.0,
+        }
+    }
+}
+
+/// A node's engine.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Engine {
+    name: String,
+    version: Option<String>,
+    reachable: bool,
+    error: Option<String>,
+    socket: Option<String>,
+    rootless: bool,
+}
+
+impl From<&v1::EngineStatus> for Engine {
+    fn from(engine: &v1::EngineStatus) -> Self {
+        Self {
+            name: engine.name.clone(),
+            version: some(&engine.version),
+            reachable: engine.reachable,
+            error: some(&engine.error),
+            socket: some(&engine.socket),
+            rootless: engine.rootless,
+        }
+    }
+}
+
+/// A container that nobody manages.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Unmanaged {
+    container: String,
+    container_id: String,
+    image: String,
+    state: String,
+}
+
+impl From<&v1::Unmanaged> for Unmanaged {
+    fn from(unmanaged: &v1::Unmanaged) -> Self {
+        Self {
+            container: unmanaged.container.clone(),
+            container_id: unmanaged.container_id.clone(),
+            image: unmanaged.image.clone(),
+            state: unmanaged.state.clone(),
+        }
+    }
+}
+
+/// One service of a node.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ServiceStatus {
+    service: String,
+    revision: Option<String>,
+    behind: u32,
+    held: Option<Held>,
+    drift: bool,
+    orphaned: bool,
+    active: bool,
+    components: Vec<Component>,
+}
+
+impl ServiceStatus {
+    fn new(node: &str, service: &v1::ServiceStatus) -> Self {
+        Self {
+            service: service.service.clone(),
+            revision: some(&service.revision),
+            behind: service.behind,
+            held: service.held.as_ref().map(Held::from),
+            drift: service.drift,
+            orphaned: service.orphaned,
+            active: service.active,
+            components: service
+                .components
+                .iter()
+                .map(|c| Component::new(node, c))
+                .collect(),
+        }
+    }
+}
+
+/// One node of `status`.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct NodeStatus {
+    node: String,
+    reachable: bool,
+    error: Option<String>,
+    version: Option<String>,
+    head_revision: Option<String>,
+    engine: Option<Engine>,
+    disk: Option<Usage>,
+    memory: Option<Usage>,
+    cpu: Option<Cpu>,
+    services: Vec<ServiceStatus>,
+    unmanaged: Vec<Unmanaged>,
+    events: Vec<Event>,
+    warnings: Vec<String>,
+}
+
+impl NodeStatus {
+    /// A node that answered.
+    pub(crate) fn new(node: &str, status: &v1::StatusResponse) -> Self {
+        Self {
+            node: node.to_owned(),
+            reachable: true,
+            error: None,
+            version: some(&status.version),
+            head_revision: some(&status.head_revision),
+            engine: status.engine.as_ref().map(Engine::from),
+            disk: status.disk.as_ref().map(Usage::from),
+            memory: status.memory.as_ref().map(Usage::from),
+            cpu: Some(Cpu::new(status.cpus, status.load_millis)),
+            services: status
+                .services
+                .iter()
+                .map(|s| ServiceStatus::new(node, s))
+                .collect(),
+            unmanaged: status.unmanaged.iter().map(Unmanaged::from).collect(),
+            events: status.events.iter().map(|e| Event::new(node, e)).collect(),
+            warnings: status.warnings.clone(),
+        }
+    }
+
+    /// A node that did not answer, or refused.
+    pub(crate) fn failed(node: &str, reachable: bool, error: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            reachable,
+            error: Some(error.to_owned()),
+            version: None,
+            head_revision: None,
+            engine: None,
+            disk: None,
+            memory: None,
+            cpu: None,
+            services: Vec::new(),
+            unmanaged: Vec::new(),
+            events: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+/// What `status` prints.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Status {
+    pub(crate) nodes: Vec<NodeStatus>,
+}
+
+/// One accepted revision.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Revision {
+    node: String,
+    revision: String,
+    subject: String,
+    signer: Option<String>,
+    author: Option<String>,
+    authored_at: Option<String>,
+    received_at: Option<String>,
+    source: Option<String>,
+    received_by: Option<String>,
+    parents: Vec<String>,
+}
+
+impl Revision {
+    /// The document of `revision` as `node` holds it.
+    pub(crate) fn new(node: &str, revision: &v1::Revision) -> Self {
+        Self {
+            node: node.to_owned(),
+            revision: revision.revision.clone(),
+            subject: revision.subject.clone(),
+            signer: some(&revision.signer),
+            author: some(&revision.author),
+            authored_at: some(&revision.authored_at),
+            received_at: some(&revision.received_at),
+            source: some(&revision.source),
+            received_by: some(&revision.received_by),
+            parents: revision.parents.clone(),
+        }
+    }
+}
+
+/// Why a component runs what it runs.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Why {
+    node: String,
+    component: Option<Component>,
+    deployment: Option<HistoryEntry>,
+    last: Option<HistoryEntry>,
+    subject: Option<String>,
+    signer: Option<String>,
+    authored_at: Option<String>,
+    changed: Vec<FieldChange>,
+    wanted: Vec<FieldChange>,
+    wanted_revision: Option<String>,
+    wanted_reason: Option<String>,
+}
+
+impl Why {
+    /// The document of `why` on `node`.
+    pub(crate) fn new(node: &str, why: &v1::Why) -> Self {
+        Self {
+            node: node.to_owned(),
+            component: why.component.as_ref().map(|c| Component::new(node, c)),
+            deployment: why.deployment.as_ref().map(|d| HistoryEntry::new(node, d)),
+            last: why.last.as_ref().map(|d| HistoryEntry::new(node, d)),
+            subject: some(&why.subject),
+            signer: some(&why.signer),
+            authored_at: some(&why.authored_at),
+            changed: why.changed.iter().map(FieldChange::from).collect(),
+            wanted: why.wanted.iter().map(FieldChange::from).collect(),
+            wanted_revision: some(&why.wanted_revision),
+            wanted_reason: some(&why.wanted_reason),
+        }
+    }
+}
+
+/// One node's part in a sync.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct SyncedNode {
+    pub(crate) node: String,
+    pub(crate) accepted: bool,
+    pub(crate) previous: Option<String>,
+    pub(crate) error: Option<String>,
+    pub(crate) pending: Vec<Action>,
+    pub(crate) blocked: Vec<Blocked>,
+}
+
+/// What `sync` prints.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Sync {
+    pub(crate) revision: String,
+    pub(crate) created: bool,
+    pub(crate) nodes: Vec<SyncedNode>,
+}
+
+/// One line of a log.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct LogLine {
+    node: String,
+    service: String,
+    component: String,
+    stream: String,
+    at: Option<String>,
+    line: String,
+}
+
+impl LogLine {
+    /// The document of `line` from `node`.
+    pub(crate) fn new(node: &str, line: &v1::LogLine) -> Self {
+        Self {
+            node: node.to_owned(),
+            service: line.service.clone(),
+            component: line.component.clone(),
+            stream: line.stream.clone(),
+            at: some(&line.at),
+            line: String::from_utf8_lossy(&line.line).into_owned(),
+        }
+    }
+}
