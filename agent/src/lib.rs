@@ -42,8 +42,8 @@ use revisions::{Accepted, RevisionStore, TrustRoots};
 use source::{Source, Way};
 use tls::{Certificate, CertificateError};
 
-/// How long running calls may take to end once the agent was told to.
-const GRACE: Duration = Duration::from_secs(10);
+/// How long running calls, and then other work, may take to end once the agent was told to.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What every call and every task shares.
 #[derive(Debug)]

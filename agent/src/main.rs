@@ -324,7 +324,8 @@ fn table(rows: &[Row]) -> String {
 
 fn serve(file: &Path) -> Result<ExitCode, Failure> {
     let config = load(file)?;
-    let filter = EnvFilter::try_from_env("MCP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,rusqlite_migration=warn"));
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_env_filter(filter)
