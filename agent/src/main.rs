@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
 use mcp_agent::auth::Role;
@@ -73,7 +74,7 @@ struct InitArgs {
     #[arg(long, value_name = "NAME")]
     san: Vec<String>,
     /// The container engine [default: the one whose socket is there].
-    #[arg(long)]
+    #[arg(long, value_parser = engines())]
     engine: Option<Engine>,
     /// The engine's socket, as in unix:///run/podman/podman.sock.
     #[arg(long, value_name = "URL")]
@@ -107,7 +108,7 @@ struct IssueArgs {
     #[arg(long, value_name = "NAME", value_parser = subject)]
     subject: String,
     /// What they may.
-    #[arg(long)]
+    #[arg(long, value_parser = roles())]
     role: Role,
     /// For how long, at most 7d [default: 12h, or auth.max_age where that is less].
     #[arg(long, value_name = "DUR")]
@@ -115,6 +116,28 @@ struct IssueArgs {
     /// Only for this service.
     #[arg(long, value_name = "SERVICE")]
     service: Vec<ServiceName>,
+}
+
+fn engines() -> impl TypedValueParser<Value = Engine> {
+    PossibleValuesParser::new([
+        PossibleValue::new("podman").help("Through its Docker-compatible service"),
+        PossibleValue::new("docker").help("dockerd"),
+    ])
+    .map(|word| {
+        [Engine::Podman, Engine::Docker]
+            .into_iter()
+            .find(|engine| engine.as_str() == word)
+            .expect("no other word passes")
+    })
+}
+
+fn roles() -> impl TypedValueParser<Value = Role> {
+    PossibleValuesParser::new([
+        PossibleValue::new("viewer").help("Looks at everything"),
+        PossibleValue::new("operator").help("Changes what runs"),
+        PossibleValue::new("admin").help("Removes data, forces, changes trust"),
+    ])
+    .map(|word| Role::from_word(&word).expect("no other word passes"))
 }
 
 fn subject(text: &str) -> Result<String, String> {

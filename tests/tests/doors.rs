@@ -27,7 +27,13 @@ const DOORS: &[Door] = &[
     },
     Door {
         crates: &["tonic", "tonic_health", "tonic_reflection", "tonic_prost"],
-        open: &["agent/src/rpc", "cli/src/client", "proto"],
+        open: &[
+            "agent/src/rpc",
+            "agent/src/lib",
+            "agent/src/tls",
+            "cli/src/client",
+            "proto",
+        ],
     },
     Door {
         crates: &["clap", "clap_complete", "clap_mangen"],
