@@ -4,6 +4,10 @@
 //! Every call has a deadline. A failed call says whether its effect is certain: after an uncertain
 //! one the caller looks at the engine, and assumes nothing.
 
+pub mod docker;
+pub mod prober;
+pub mod process;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -103,6 +107,17 @@ pub trait Runtime: std::fmt::Debug + Send + Sync + 'static {
         command: &[String],
         timeout: Duration,
     ) -> Result<ExecOutcome, RuntimeError>;
+
+    /// Runs a health command inside a running container, which comes from an inspect. As [`Self::exec`],
+    /// but by the way that leaves least behind where the container was created with this very command.
+    async fn check(
+        &self,
+        container: &LiveContainer,
+        command: &[String],
+        timeout: Duration,
+    ) -> Result<ExecOutcome, RuntimeError> {
+        self.exec(&container.id, command, timeout).await
+    }
 
     /// Log lines of a container, oldest first.
     async fn logs(

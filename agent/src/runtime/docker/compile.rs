@@ -1,0 +1,235 @@
+//! A component compiled into docker's create call. Pure: no engine is asked.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use bollard::models::{
+    ContainerCreateBody, EndpointSettings, HealthConfig, HostConfig, Mount, MountType,
+    NetworkConnectRequest, NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
+};
+use mcp_spec::component::{Attachment, ComponentSpec, Network, VolumeSource};
+
+use super::super::ContainerRequest;
+
+/// Capabilities of the engines' default set that a component has to ask for.
+const NOT_BY_DEFAULT: [&str; 2] = ["MKNOD", "NET_RAW"];
+
+/// Everything that docker needs for one container.
+pub(super) struct DockerCreate {
+    /// The create call's body.
+    pub body: ContainerCreateBody,
+    /// Networks to connect before the start: API versions before 1.44 take one at create.
+    pub connect: Vec<(String, NetworkConnectRequest)>,
+}
+
+/// Compiles a request for docker.
+pub(super) fn docker_create(request: &ContainerRequest) -> DockerCreate {
+    let spec = &request.spec;
+    let (mode, networking_config, connect) = networks(&spec.network);
+    let capabilities = Capabilities::of(spec);
+    let host_config = HostConfig {
+        network_mode: Some(mode),
+        port_bindings: (!spec.ports.is_empty()).then(|| port_bindings(spec)),
+        mounts: Some(mounts(request)),
+        tmpfs: (!spec.tmpfs.is_empty()).then(|| {
+            spec.tmpfs
+                .iter()
+                .map(|(target, tmpfs)| (target.clone(), joined(&tmpfs.options)))
+                .collect()
+        }),
+        // The agent applies the component's own policy.
+        restart_policy: Some(RestartPolicy {
+            name: Some(RestartPolicyNameEnum::NO),
+            maximum_retry_count: None,
+        }),
+        init: Some(spec.init),
+        memory: spec.resources.memory_bytes.map(|bytes| signed(bytes, 1)),
+        nano_cpus: spec
+            .resources
+            .cpu_millis
+            .map(|millis| signed(millis, 1_000_000)),
+        pids_limit: Some(i64::from(spec.resources.pids)),
+        readonly_rootfs: Some(spec.read_only),
+        cap_add: Some(capabilities.add),
+        cap_drop: Some(capabilities.drop),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        privileged: Some(false),
+        extra_hosts: (!spec.extra_hosts.is_empty()).then(|| extra_hosts(spec)),
+        dns: (!spec.dns.is_empty()).then(|| spec.dns.iter().map(ToString::to_string).collect()),
+        ..HostConfig::default()
+    };
+    let body = ContainerCreateBody {
+        image: Some(request.image.as_str().to_owned()),
+        entrypoint: spec.entrypoint.clone(),
+        cmd: spec.cmd.clone(),
+        env: Some(
+            spec.env
+                .iter()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect(),
+        ),
+        user: spec.user.clone(),
+        working_dir: spec.workdir.clone(),
+        hostname: spec.hostname.clone(),
+        labels: Some(labels(request).into_iter().collect()),
+        exposed_ports: (!spec.ports.is_empty()).then(|| {
+            spec.ports
+                .iter()
+                .map(|port| format!("{}/{}", port.container, port.protocol))
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect()
+        }),
+        stop_signal: spec.stop_signal.clone(),
+        stop_timeout: Some(stop_seconds(spec).into()),
+        // An image's own check would run beside the agent's.
+        healthcheck: Some(HealthConfig {
+            test: Some(vec!["NONE".to_owned()]),
+            ..HealthConfig::default()
+        }),
+        host_config: Some(host_config),
+        networking_config,
+        ..ContainerCreateBody::default()
+    };
+    DockerCreate { body, connect }
+}
+
+/// The component's labels and the agent's; the agent's win.
+pub(super) fn labels(request: &ContainerRequest) -> BTreeMap<String, String> {
+    let mut labels = request.spec.labels.clone();
+    labels.extend(request.labels.clone());
+    labels
+}
+
+/// Seconds of the stop timeout, as both engines count them.
+pub(super) fn stop_seconds(spec: &ComponentSpec) -> u32 {
+    u32::try_from(spec.stop_timeout.as_secs_ceil()).unwrap_or(u32::MAX)
+}
+
+/// Lines of `/etc/hosts` as both engines take them.
+pub(super) fn extra_hosts(spec: &ComponentSpec) -> Vec<String> {
+    spec.extra_hosts
+        .iter()
+        .map(|(name, address)| format!("{name}:{address}"))
+        .collect()
+}
+
+/// What a container may do beyond and below the engine's default set.
+pub(super) struct Capabilities {
+    pub add: Vec<String>,
+    pub drop: Vec<String>,
+}
+
+impl Capabilities {
+    /// The component's own, and the defaults that it did not ask for.
+    pub(super) fn of(spec: &ComponentSpec) -> Self {
+        let mut drop = spec.cap_drop.clone();
+        if !drop.contains("ALL") && !spec.cap_add.contains("ALL") {
+            drop.extend(
+                NOT_BY_DEFAULT
+                    .into_iter()
+                    .filter(|name| !spec.cap_add.contains(*name))
+                    .map(str::to_owned),
+            );
+        }
+        Self {
+            add: spec.cap_add.iter().cloned().collect(),
+            drop: drop.into_iter().collect(),
+        }
+    }
+}
+
+fn networks(
+    network: &Network,
+) -> (
+    String,
+    Option<NetworkingConfig>,
+    Vec<(String, NetworkConnectRequest)>,
+) {
+    let attachments = match network {
+        Network::None => return ("none".to_owned(), None, Vec::new()),
+        Network::Host => return ("host".to_owned(), None, Vec::new()),
+        Network::Bridge => return ("bridge".to_owned(), None, Vec::new()),
+        Network::User(attachments) => attachments,
+    };
+    let mut all = attachments
+        .iter()
+        .map(|(name, attachment)| (name.clone(), endpoint(attachment)));
+    let Some((first, settings)) = all.next() else {
+        return ("none".to_owned(), None, Vec::new());
+    };
+    let connect = all
+        .map(|(name, settings)| {
+            (
+                name,
+                NetworkConnectRequest {
+                    endpoint_config: Some(settings),
+                    ..NetworkConnectRequest::default()
+                },
+            )
+        })
+        .collect();
+    let config = NetworkingConfig {
+        endpoints_config: Some(HashMap::from([(first.clone(), settings)])),
+    };
+    (first, Some(config), connect)
+}
+
+fn endpoint(attachment: &Attachment) -> EndpointSettings {
+    EndpointSettings {
+        aliases: Some(attachment.aliases.iter().cloned().collect()),
+        ..EndpointSettings::default()
+    }
+}
+
+fn port_bindings(spec: &ComponentSpec) -> HashMap<String, Option<Vec<PortBinding>>> {
+    let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
+    for port in &spec.ports {
+        bindings
+            .entry(format!("{}/{}", port.container, port.protocol))
+            .or_default()
+            .get_or_insert_default()
+            .push(PortBinding {
+                host_ip: Some(port.ip.to_string()),
+                host_port: Some(port.host.to_string()),
+            });
+    }
+    bindings
+}
+
+fn mounts(request: &ContainerRequest) -> Vec<Mount> {
+    let volumes = request.spec.volumes.iter().map(|(target, volume)| {
+        let (typ, source) = match &volume.source {
+            VolumeSource::Bind(path) => (MountType::BIND, path),
+            VolumeSource::Named(name) => (MountType::VOLUME, name),
+        };
+        mount(target, typ, source.clone(), volume.read_only)
+    });
+    let files = request.files.iter().map(|(target, path)| {
+        mount(
+            target,
+            MountType::BIND,
+            path.to_string_lossy().into_owned(),
+            true,
+        )
+    });
+    volumes.chain(files).collect()
+}
+
+fn mount(target: &str, typ: MountType, source: String, read_only: bool) -> Mount {
+    Mount {
+        target: Some(target.to_owned()),
+        source: Some(source),
+        typ: Some(typ),
+        read_only: Some(read_only),
+        ..Mount::default()
+    }
+}
+
+fn joined(options: &BTreeSet<String>) -> String {
+    options.iter().cloned().collect::<Vec<_>>().join(",")
+}
+
+/// `value` times `factor` in the signed numbers of the engines' APIs.
+pub(super) fn signed(value: u64, factor: u64) -> i64 {
+    i64::try_from(value.saturating_mul(factor)).unwrap_or(i64::MAX)
+}

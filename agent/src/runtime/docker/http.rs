@@ -1,0 +1,287 @@
+//! One HTTP exchange with the engine: connections kept alive, a deadline over the whole of it, and
+//! an exact answer to the question whether the request can have had an effect.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::super::RuntimeError;
+use super::socket::{Connector, EngineSocket};
+
+/// Most bytes of an answer that is read whole: a list of some ten thousand containers.
+const BODY_LIMIT: usize = 64 << 20;
+
+/// Deadline of a call that only reads.
+pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
+/// Deadline of a call that changes something.
+pub(super) const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+
+/// One request.
+pub(super) struct Call {
+    /// What errors name it.
+    pub name: &'static str,
+    method: Method,
+    path: String,
+    body: Option<Vec<u8>>,
+    limit: Duration,
+}
+
+impl Call {
+    /// A call that only reads, and may be asked twice.
+    pub(super) fn get(name: &'static str, path: impl Into<String>) -> Self {
+        Self::new(name, Method::GET, path.into(), READ_LIMIT)
+    }
+
+    /// A call that changes something.
+    pub(super) fn post(name: &'static str, path: impl Into<String>) -> Self {
+        Self::new(name, Method::POST, path.into(), CHANGE_LIMIT)
+    }
+
+    /// A call that removes something.
+    pub(super) fn delete(name: &'static str, path: impl Into<String>) -> Self {
+        Self::new(name, Method::DELETE, path.into(), CHANGE_LIMIT)
+    }
+
+    fn new(name: &'static str, method: Method, path: String, limit: Duration) -> Self {
+        Self {
+            name,
+            method,
+            path,
+            body: None,
+            limit,
+        }
+    }
+
+    /// Sends this as JSON.
+    pub(super) fn json(mut self, body: &impl serde::Serialize) -> Self {
+        self.body = Some(serde_json::to_vec(body).expect("a request body holds only plain data"));
+        self
+    }
+
+    /// Another deadline.
+    pub(super) fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    fn request(&self) -> Request<Full<Bytes>> {
+        let mut request = Request::builder()
+            .method(self.method.clone())
+            .uri(format!("http://engine{}", self.path))
+            .header(HOST, "engine");
+        if self.body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        request
+            .body(Full::from(self.body.clone().unwrap_or_default()))
+            .expect("every part of a path is percent-encoded")
+    }
+}
+
+/// A path or query value, percent-encoded.
+pub(super) fn encoded(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            write!(text, "%{byte:02X}").expect("a string takes every write");
+        }
+    }
+    text
+}
+
+/// An answer read to its end.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub call: &'static str,
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// What the engine says: the `message` of its JSON, or the text as it is.
+    pub(super) fn message(&self) -> String {
+        message_in(&self.body)
+    }
+
+    /// The body, where the call succeeded; else the refusal.
+    pub(super) fn ok(self) -> Result<Self, RuntimeError> {
+        if self.status.is_success() || self.status == StatusCode::NOT_MODIFIED {
+            return Ok(self);
+        }
+        Err(self.refusal())
+    }
+
+    /// This answer as a refusal.
+    pub(super) fn refusal(&self) -> RuntimeError {
+        RuntimeError::Refused {
+            call: self.call,
+            status: self.status.as_u16(),
+            message: self.message(),
+        }
+    }
+
+    /// A refusal of a call whose answer would have been a stream.
+    pub(super) async fn of_refusal(call: &'static str, response: Response<Incoming>) -> Self {
+        let (head, body) = response.into_parts();
+        let reading = Limited::new(body, 1 << 20).collect();
+        let body = match tokio::time::timeout(READ_LIMIT, reading).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            // The status is known, and with it that the call did nothing.
+            _ => Bytes::new(),
+        };
+        Self {
+            call,
+            status: head.status,
+            headers: head.headers,
+            body,
+        }
+    }
+
+    /// The body as JSON. A document that does not parse was cut short or is none of this protocol:
+    /// nothing can be said of the call.
+    pub(super) fn parsed<T: DeserializeOwned>(&self) -> Result<T, RuntimeError> {
+        serde_json::from_slice(&self.body).map_err(|cause| RuntimeError::Uncertain {
+            call: self.call,
+            cause: format!("its answer does not parse: {cause}"),
+        })
+    }
+}
+
+/// The text of an error document.
+pub(super) fn message_in(body: &[u8]) -> String {
+    let parsed: Option<Value> = serde_json::from_slice(body).ok();
+    let text = parsed
+        .as_ref()
+        .and_then(|value| value.get("message"))
+        .and_then(Value::as_str)
+        .map_or_else(
+            || String::from_utf8_lossy(body).trim().to_owned(),
+            str::to_owned,
+        );
+    text.chars().take(2000).collect()
+}
+
+/// The connections to one engine.
+#[derive(Debug, Clone)]
+pub(super) struct Http {
+    client: Client<Connector, Full<Bytes>>,
+    socket: EngineSocket,
+}
+
+impl Http {
+    pub(super) fn new(socket: EngineSocket) -> Self {
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(Duration::from_secs(90))
+            .pool_max_idle_per_host(8)
+            .pool_timer(TokioTimer::new())
+            .build(Connector(socket.clone()));
+        Self { client, socket }
+    }
+
+    pub(super) const fn socket(&self) -> &EngineSocket {
+        &self.socket
+    }
+
+    /// Sends one request and reads the whole answer.
+    pub(super) async fn send(&self, call: Call) -> Result<Answer, RuntimeError> {
+        let limit = call.limit;
+        let exchange = async {
+            match self.exchange(&call).await {
+                // A kept connection can die under a request. Reading once more changes nothing.
+                Err(RuntimeError::Uncertain { .. }) if call.method == Method::GET => {
+                    self.exchange(&call).await
+                }
+                other => other,
+            }
+        };
+        tokio::time::timeout(limit, exchange)
+            .await
+            .unwrap_or_else(|_| {
+                Err(RuntimeError::Uncertain {
+                    call: call.name,
+                    cause: format!("no answer within {} s", limit.as_secs()),
+                })
+            })
+    }
+
+    async fn exchange(&self, call: &Call) -> Result<Answer, RuntimeError> {
+        let response = self.open(call).await?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, BODY_LIMIT)
+            .collect()
+            .await
+            .map_err(|cause| RuntimeError::Uncertain {
+                call: call.name,
+                cause: if cause.is::<LengthLimitError>() {
+                    format!("its answer is longer than {} MiB", BODY_LIMIT >> 20)
+                } else {
+                    format!("its answer broke off: {cause}")
+                },
+            })?
+            .to_bytes();
+        Ok(Answer {
+            call: call.name,
+            status: head.status,
+            headers: head.headers,
+            body,
+        })
+    }
+
+    /// Sends one request and gives the answer with its body still to come. No deadline: the caller
+    /// sets one where it waits.
+    pub(super) async fn open(&self, call: &Call) -> Result<Response<Incoming>, RuntimeError> {
+        self.client.request(call.request()).await.map_err(|cause| {
+            let text = full_cause(&cause);
+            if cause.is_connect() {
+                RuntimeError::Unreachable {
+                    socket: self.socket.to_string(),
+                    cause: text,
+                }
+            } else {
+                RuntimeError::Uncertain {
+                    call: call.name,
+                    cause: text,
+                }
+            }
+        })
+    }
+}
+
+/// An error with all that lies below it.
+fn full_cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(cause) = below {
+        write!(text, ": {cause}").expect("a string takes every write");
+        below = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_parts_are_percent_encoded() {
+        assert_eq!(encoded("a/b:c d"), "a%2Fb%3Ac%20d");
+        assert_eq!(encoded("{\"x\"}"), "%7B%22x%22%7D");
+    }
+
+    #[test]
+    fn message_is_found_in_json_and_in_text() {
+        assert_eq!(message_in(br#"{"cause":"c","message":"m"}"#), "m");
+        assert_eq!(message_in(b"404 page not found\n"), "404 page not found");
+    }
+}

@@ -1,0 +1,394 @@
+//! What the engines say of a container, in one form for both.
+//!
+//! `fields` is the baseline that drift is held against: it must be the same whenever it is asked,
+//! before and after a start, a stop and a restart of the engine, for as long as nobody changes the
+//! container. So what the engine makes up by itself (addresses, generated host names, short ids among
+//! the aliases, `HOME` and `HOSTNAME` of podman) stays out, and lists come sorted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use mcp_spec::observed::{ContainerId, ContainerState, ImageId, LiveContainer};
+use serde_json::Value;
+
+use super::signal;
+
+/// The first characters of a container's id that engines use for host name and alias.
+const SHORT_ID: usize = 12;
+
+/// Variables that podman adds by itself, one of them only at the start.
+const ENGINE_ENV: [&str; 2] = ["HOME", "HOSTNAME"];
+
+/// The prefix of the agent's own labels.
+const AGENT_LABELS: &str = "mcp.";
+
+/// One entry of a list. `None` where it is no container.
+pub(super) fn listed(entry: &Value) -> Option<LiveContainer> {
+    let status = text(entry, "Status");
+    let names = entry
+        .get("Names")
+        .and_then(Value::as_array)
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    // Docker lists the names of legacy links (`/other/alias`) beside the container's own.
+    let name = names
+        .iter()
+        .filter_map(Value::as_str)
+        .map(|name| name.trim_start_matches('/'))
+        .find(|name| !name.contains('/'))?;
+    Some(LiveContainer {
+        id: ContainerId::new(entry.get("Id")?.as_str()?),
+        name: name.to_owned(),
+        image_id: image_id(text(entry, "ImageID")),
+        image_name: text(entry, "Image").to_owned(),
+        state: state(
+            text(entry, "State"),
+            None,
+            exit_code_in(status).unwrap_or_default(),
+            false,
+        ),
+        labels: string_map(entry.get("Labels")),
+        started_at: None,
+        finished_at: None,
+        fields: BTreeMap::new(),
+        addresses: BTreeMap::new(),
+    })
+}
+
+/// The answer of an inspect. `None` where it is no container.
+pub(super) fn inspected(answer: &Value) -> Option<LiveContainer> {
+    let id = answer.get("Id")?.as_str()?;
+    let status = answer.get("State")?;
+    let state = state(
+        text(status, "Status"),
+        status
+            .get("Pid")
+            .and_then(Value::as_u64)
+            .and_then(|pid| u32::try_from(pid).ok())
+            .filter(|pid| *pid > 0),
+        status
+            .get("ExitCode")
+            .and_then(Value::as_i64)
+            .and_then(|code| i32::try_from(code).ok())
+            .unwrap_or_default(),
+        truth(status, "OOMKilled"),
+    );
+    let config = answer.get("Config").unwrap_or(&Value::Null);
+    Some(LiveContainer {
+        id: ContainerId::new(id),
+        name: text(answer, "Name").trim_start_matches('/').to_owned(),
+        image_id: image_id(text(answer, "Image")),
+        image_name: text(config, "Image").to_owned(),
+        labels: string_map(config.get("Labels")),
+        started_at: time(status, "StartedAt"),
+        finished_at: time(status, "FinishedAt").filter(|_| !state.is_running()),
+        fields: fields(id, answer),
+        addresses: addresses(answer),
+        state,
+    })
+}
+
+/// An image's id as it is written everywhere in MCP.
+pub(super) fn image_id(id: &str) -> ImageId {
+    if id.is_empty() || id.starts_with("sha256:") {
+        ImageId::new(id)
+    } else {
+        ImageId::new(format!("sha256:{id}"))
+    }
+}
+
+fn state(word: &str, pid: Option<u32>, code: i32, oom: bool) -> ContainerState {
+    match word {
+        "created" | "configured" => ContainerState::Created,
+        "running" => ContainerState::Running { pid },
+        "paused" => ContainerState::Paused,
+        // Podman says `stopped` until the exit is accounted for.
+        "exited" | "stopped" => ContainerState::Exited { code, oom },
+        other => ContainerState::Other(other.to_owned()),
+    }
+}
+
+/// The code in a list's `Exited (137) 4 seconds ago`.
+fn exit_code_in(status: &str) -> Option<i32> {
+    let rest = status.strip_prefix("Exited (")?;
+    rest.split_once(')')?.0.parse().ok()
+}
+
+fn fields(id: &str, answer: &Value) -> BTreeMap<String, String> {
+    let none = Value::Null;
+    let config = answer.get("Config").unwrap_or(&none);
+    let host = answer.get("HostConfig").unwrap_or(&none);
+    let mut fields = BTreeMap::new();
+    let mut put = |name: &str, value: String| {
+        fields.insert(name.to_owned(), value);
+    };
+
+    put("image", image_id(text(answer, "Image")).to_string());
+    put("entrypoint", list(config.get("Entrypoint")));
+    put("cmd", list(config.get("Cmd")));
+    put("user", text(config, "User").to_owned());
+    put("workdir", text(config, "WorkingDir").to_owned());
+    put("stop_signal", stop_signal(config));
+    put("stop_timeout", number(config, "StopTimeout"));
+    put("read_only", truth(host, "ReadonlyRootfs").to_string());
+    put("privileged", truth(host, "Privileged").to_string());
+    put("cap_add", capabilities(host, "CapAdd"));
+    put("cap_drop", capabilities(host, "CapDrop"));
+    put("security_opt", security(host));
+    put("memory", number(host, "Memory"));
+    put("memory_swap", number(host, "MemorySwap"));
+    put("cpus", cpus(host));
+    put("cpu_shares", number(host, "CpuShares"));
+    put("cpuset", text(host, "CpusetCpus").to_owned());
+    put("pids", pids(host));
+    put("init", truth(host, "Init").to_string());
+    put("restart", restart(host));
+    put("ports", ports(host));
+    put("dns", sorted(strings(host.get("Dns")), ","));
+    put("extra_hosts", sorted(strings(host.get("ExtraHosts")), ","));
+    put("health", list(config.pointer("/Healthcheck/Test")));
+    let hostname = text(config, "Hostname");
+    if !id.starts_with(hostname) {
+        put("hostname", hostname.to_owned());
+    }
+
+    for variable in strings(config.get("Env")) {
+        let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+        if !ENGINE_ENV.contains(&name) {
+            fields.insert(format!("env.{name}"), value.to_owned());
+        }
+    }
+    for (name, value) in string_map(config.get("Labels")) {
+        if !name.starts_with(AGENT_LABELS) {
+            fields.insert(format!("label.{name}"), value);
+        }
+    }
+    for (target, options) in string_map(host.get("Tmpfs")) {
+        let options: Vec<&str> = options.split(',').filter(|part| !part.is_empty()).collect();
+        fields.insert(format!("tmpfs.{target}"), sorted(options, ","));
+    }
+    mounts(answer, &mut fields);
+    networks(id, answer, &mut fields);
+    fields
+}
+
+fn mounts(answer: &Value, fields: &mut BTreeMap<String, String>) {
+    let none = Vec::new();
+    let mounts = answer
+        .get("Mounts")
+        .and_then(Value::as_array)
+        .unwrap_or(&none);
+    for mount in mounts {
+        let kind = text(mount, "Type");
+        let source = match kind {
+            "volume" => text(mount, "Name"),
+            _ => text(mount, "Source"),
+        };
+        let access = if truth(mount, "RW") { "rw" } else { "ro" };
+        fields.insert(
+            format!("mount.{}", text(mount, "Destination")),
+            format!("{kind}:{source}:{access}"),
+        );
+    }
+}
+
+fn networks(id: &str, answer: &Value, fields: &mut BTreeMap<String, String>) {
+    let mode = answer
+        .pointer("/HostConfig/NetworkMode")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let hostname = answer
+        .pointer("/Config/Hostname")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let short = id.get(..SHORT_ID).unwrap_or(id);
+    let mut user = false;
+    if let Some(networks) = answer
+        .pointer("/NetworkSettings/Networks")
+        .and_then(Value::as_object)
+    {
+        for (name, endpoint) in networks {
+            // Docker shows these beside the user's networks, podman does not.
+            if name == "none" || name == "host" {
+                continue;
+            }
+            let mut aliases: BTreeSet<&str> =
+                strings(endpoint.get("Aliases")).into_iter().collect();
+            // Both engines add the short id, and docker the host name, at the start.
+            aliases.remove(short);
+            aliases.remove(hostname);
+            user |= !is_default_bridge(name);
+            fields.insert(
+                format!("network.{name}"),
+                aliases.into_iter().collect::<Vec<_>>().join(","),
+            );
+        }
+    }
+    let mode = match mode {
+        "none" | "host" => mode,
+        _ if user => "user",
+        "default" | "bridge" | "" => "bridge",
+        other => other,
+    };
+    fields.insert("network".to_owned(), mode.to_owned());
+}
+
+/// The network of containers that name none.
+fn is_default_bridge(name: &str) -> bool {
+    name == "bridge" || name == "podman"
+}
+
+fn addresses(answer: &Value) -> BTreeMap<String, IpAddr> {
+    let Some(networks) = answer
+        .pointer("/NetworkSettings/Networks")
+        .and_then(Value::as_object)
+    else {
+        return BTreeMap::new();
+    };
+    networks
+        .iter()
+        .filter_map(|(name, endpoint)| {
+            let address = [
+                text(endpoint, "IPAddress"),
+                text(endpoint, "GlobalIPv6Address"),
+            ]
+            .into_iter()
+            .find_map(|address| address.parse().ok())?;
+            Some((name.clone(), address))
+        })
+        .collect()
+}
+
+fn stop_signal(config: &Value) -> String {
+    match text(config, "StopSignal") {
+        "" => "SIGTERM".to_owned(),
+        told => signal::canonical(told),
+    }
+}
+
+/// Podman spells the capabilities of its libpod calls with `CAP_`.
+fn capabilities(host: &Value, key: &str) -> String {
+    let names = strings(host.get(key))
+        .into_iter()
+        .map(|name| name.strip_prefix("CAP_").unwrap_or(name));
+    sorted(names.collect(), ",")
+}
+
+fn security(host: &Value) -> String {
+    let options = strings(host.get("SecurityOpt"))
+        .into_iter()
+        .map(|option| match option {
+            "no-new-privileges:true" | "no-new-privileges=true" => "no-new-privileges",
+            other => other,
+        });
+    sorted(options.collect(), ",")
+}
+
+/// Billionths of a CPU, also where only quota and period are told.
+fn cpus(host: &Value) -> String {
+    let get = |key| host.get(key).and_then(Value::as_i64).unwrap_or_default();
+    let (nano, quota, period) = (get("NanoCpus"), get("CpuQuota"), get("CpuPeriod"));
+    let nano = if nano == 0 && quota > 0 && period > 0 {
+        i64::try_from(i128::from(quota) * 1_000_000_000 / i128::from(period)).unwrap_or(i64::MAX)
+    } else {
+        nano
+    };
+    nano.to_string()
+}
+
+/// Docker writes no limit as null, 0 or -1.
+fn pids(host: &Value) -> String {
+    host.get("PidsLimit")
+        .and_then(Value::as_i64)
+        .filter(|limit| *limit > 0)
+        .unwrap_or_default()
+        .to_string()
+}
+
+fn restart(host: &Value) -> String {
+    let policy = host.get("RestartPolicy").unwrap_or(&Value::Null);
+    match (
+        text(policy, "Name"),
+        policy.get("MaximumRetryCount").and_then(Value::as_i64),
+    ) {
+        ("", _) => "no".to_owned(),
+        (name, Some(count)) if count > 0 => format!("{name}:{count}"),
+        (name, _) => name.to_owned(),
+    }
+}
+
+fn ports(host: &Value) -> String {
+    let Some(bindings) = host.get("PortBindings").and_then(Value::as_object) else {
+        return String::new();
+    };
+    let mut ports = BTreeSet::new();
+    for (container, bound) in bindings {
+        for binding in bound.as_array().into_iter().flatten() {
+            let address = match text(binding, "HostIp") {
+                "" => "0.0.0.0",
+                address => address,
+            };
+            ports.insert(format!(
+                "{address}:{}:{container}",
+                text(binding, "HostPort")
+            ));
+        }
+    }
+    ports.into_iter().collect::<Vec<_>>().join(",")
+}
+
+fn time(value: &Value, key: &str) -> Option<Timestamp> {
+    let time: Timestamp = text(value, key).parse().ok()?;
+    // The engines write the year 1 for never.
+    (time > Timestamp::UNIX_EPOCH).then_some(time)
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn truth(value: &Value, key: &str) -> bool {
+    value.get(key).and_then(Value::as_bool).unwrap_or_default()
+}
+
+fn number(value: &Value, key: &str) -> String {
+    value
+        .get(key)
+        .and_then(Value::as_i64)
+        .unwrap_or_default()
+        .to_string()
+}
+
+fn strings(value: Option<&Value>) -> Vec<&str> {
+    value
+        .and_then(Value::as_array)
+        .map(|items| items.iter().filter_map(Value::as_str).collect())
+        .unwrap_or_default()
+}
+
+/// A list whose order means something, as JSON; empty where there is none.
+fn list(value: Option<&Value>) -> String {
+    let items = strings(value);
+    if items.is_empty() {
+        return String::new();
+    }
+    serde_json::to_string(&items).expect("strings are JSON")
+}
+
+fn sorted(mut items: Vec<&str>, separator: &str) -> String {
+    items.sort_unstable();
+    items.join(separator)
+}
+
+fn string_map(value: Option<&Value>) -> BTreeMap<String, String> {
+    value
+        .and_then(Value::as_object)
+        .map(|entries| {
+            entries
+                .iter()
+                .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+                .collect()
+        })
+        .unwrap_or_default()
+}
