@@ -209,18 +209,17 @@ async fn get(address: SocketAddr, path: &str) -> Result<hyper::StatusCode, Strin
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|cause| format!("`{path}` is no path: {cause}"))?;
+    let answer = sender.send_request(request);
+    tokio::pin!(answer);
     // The connection lives as long as this future: whatever becomes of the probe, nothing stays.
-    tokio::select! {
-        // The answer first: it may arrive together with the connection's end.
-        biased;
-        answer = sender.send_request(request) => {
-            answer.map(|answer| answer.status()).map_err(|cause| cause.to_string())
-        }
-        ended = connection => Err(match ended {
-            Ok(()) => "the connection ended without an answer".to_owned(),
-            Err(cause) => cause.to_string(),
-        }),
-    }
+    let answered = tokio::select! {
+        answered = &mut answer => answered,
+        // Its end may have brought the answer along.
+        _ = connection => answer.await,
+    };
+    answered
+        .map(|answer| answer.status())
+        .map_err(|cause| cause.to_string())
 }
 
 #[cfg(test)]

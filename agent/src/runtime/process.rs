@@ -145,21 +145,26 @@ mod tests {
 
     #[test]
     fn arguments_are_compared_from_their_end() {
-        let mut child = std::process::Command::new("/bin/sleep")
-            .arg("1000")
+        let own: Vec<String> = std::env::args().collect();
+        let pid = std::process::id();
+        assert!(runs(pid, &own));
+        assert!(runs(pid, &own[own.len() - 1..]));
+        let mut other = own.clone();
+        other.push("more".to_owned());
+        assert!(!runs(pid, &other));
+        *other.last_mut().unwrap() = "other".to_owned();
+        assert!(!runs(pid, &other[1..]));
+    }
+
+    #[test]
+    fn held_process_is_killed() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("100")
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        let pid = child.id();
-        let words = |words: &[&str]| {
-            words
-                .iter()
-                .map(|word| (*word).to_owned())
-                .collect::<Vec<_>>()
-        };
-        assert!(runs(pid, &words(&["/bin/sleep", "1000"])));
-        assert!(runs(pid, &words(&["1000"])));
-        assert!(!runs(pid, &words(&["/bin/sleep", "1"])));
-        Handle::open(pid).unwrap().kill();
+        Handle::open(child.id()).unwrap().kill();
         assert!(!child.wait().unwrap().success());
     }
 }

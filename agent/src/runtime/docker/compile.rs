@@ -233,3 +233,121 @@ fn joined(options: &BTreeSet<String>) -> String {
 pub(super) fn signed(value: u64, factor: u64) -> i64 {
     i64::try_from(value.saturating_mul(factor)).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::samples::every_key;
+    use super::*;
+
+    fn body(request: &ContainerRequest) -> Value {
+        serde_json::to_value(docker_create(request).body).unwrap()
+    }
+
+    #[test]
+    fn every_key_is_compiled_for_docker() {
+        let request = every_key();
+        let body = body(&request);
+        assert_eq!(body["Image"], "sha256:ff");
+        assert_eq!(body["Entrypoint"], json!(["/bin/web"]));
+        assert_eq!(body["Cmd"], json!(["--port", "8080"]));
+        assert_eq!(body["Env"], json!(["A=1", "B=two words"]));
+        assert_eq!(body["User"], "1000:1000");
+        assert_eq!(body["WorkingDir"], "/srv");
+        assert_eq!(body["Hostname"], "hosty");
+        assert_eq!(body["Labels"], json!({ "x": "y", "mcp.node": "rift" }));
+        assert_eq!(body["StopSignal"], "SIGINT");
+        assert_eq!(body["StopTimeout"], 7);
+        assert_eq!(body["Healthcheck"]["Test"], json!(["NONE"]));
+        assert_eq!(body["ExposedPorts"], json!({ "8080/tcp": {} }));
+        let host = &body["HostConfig"];
+        assert_eq!(host["NetworkMode"], "back");
+        assert_eq!(
+            host["PortBindings"]["8080/tcp"],
+            json!([
+                { "HostIp": "127.0.0.1", "HostPort": "18080" },
+                { "HostIp": "127.0.0.1", "HostPort": "18081" }
+            ])
+        );
+        assert_eq!(
+            host["Mounts"],
+            json!([
+                { "Target": "/cache", "Source": "shop_cache", "Type": "volume", "ReadOnly": false },
+                { "Target": "/data", "Source": "/srv/shop", "Type": "bind", "ReadOnly": true },
+                { "Target": "/etc/web.toml", "Source": "/var/lib/mcp/web.toml", "Type": "bind", "ReadOnly": true }
+            ])
+        );
+        assert_eq!(host["Tmpfs"], json!({ "/scratch": "exec,size=1m" }));
+        assert_eq!(host["RestartPolicy"], json!({ "Name": "no" }));
+        assert_eq!(host["Init"], true);
+        assert_eq!(host["Memory"], 64 << 20);
+        assert_eq!(host["NanoCpus"], 500_000_000);
+        assert_eq!(host["PidsLimit"], 99);
+        assert_eq!(host["ReadonlyRootfs"], true);
+        assert_eq!(host["CapAdd"], json!(["NET_RAW"]));
+        assert_eq!(host["CapDrop"], json!(["CHOWN", "MKNOD"]));
+        assert_eq!(host["SecurityOpt"], json!(["no-new-privileges"]));
+        assert_eq!(host["ExtraHosts"], json!(["db:10.1.2.3"]));
+        assert_eq!(host["Dns"], json!(["10.9.9.9"]));
+        assert_eq!(host["Privileged"], false);
+    }
+
+    #[test]
+    fn docker_gets_one_network_at_create_and_the_others_after() {
+        let compiled = docker_create(&every_key());
+        let at_create = compiled.body.networking_config.unwrap();
+        let endpoints = at_create.endpoints_config.unwrap();
+        assert_eq!(endpoints.keys().collect::<Vec<_>>(), ["back"]);
+        let (name, body) = &compiled.connect[0];
+        assert_eq!(compiled.connect.len(), 1);
+        assert_eq!(name, "shop");
+        let aliases = body.endpoint_config.as_ref().unwrap().aliases.as_ref();
+        assert!(aliases.unwrap().contains(&"web".to_owned()));
+    }
+
+    #[test]
+    fn asked_for_capability_is_not_dropped() {
+        let mut spec = every_key().spec;
+        spec.cap_add = ["NET_RAW".to_owned()].into();
+        spec.cap_drop.clear();
+        assert_eq!(Capabilities::of(&spec).drop, ["MKNOD"]);
+        spec.cap_drop = ["ALL".to_owned()].into();
+        assert_eq!(Capabilities::of(&spec).drop, ["ALL"]);
+    }
+
+    #[test]
+    fn empty_and_absent_commands_differ() {
+        let mut request = every_key();
+        request.spec.entrypoint = Some(Vec::new());
+        request.spec.cmd = None;
+        let body = body(&request);
+        assert_eq!(body["Entrypoint"], json!([]));
+        assert_eq!(body.get("Cmd"), None);
+    }
+
+    #[test]
+    fn named_modes_join_no_network() {
+        for (network, mode) in [
+            (Network::None, "none"),
+            (Network::Host, "host"),
+            (Network::Bridge, "bridge"),
+        ] {
+            let mut request = every_key();
+            request.spec.network = network;
+            let body = body(&request);
+            assert_eq!(body["HostConfig"]["NetworkMode"], mode);
+            assert_eq!(body.get("NetworkingConfig"), None);
+        }
+    }
+
+    #[test]
+    fn agent_labels_win() {
+        let mut request = every_key();
+        request
+            .spec
+            .labels
+            .insert("mcp.node".to_owned(), "forged".to_owned());
+        assert_eq!(labels(&request)["mcp.node"], "rift");
+    }
+}

@@ -25,7 +25,8 @@ pub(super) fn meaning(answer: &Answer, subject: &str) -> RuntimeError {
             why: format!("its init program is not installed: {message}"),
         };
     }
-    if is_missing(answer) {
+    // Podman says 500 for an image that it does not have.
+    if is_missing(answer) || says("image not known") {
         return RuntimeError::NotFound {
             what: missing_thing(&message, subject),
         };

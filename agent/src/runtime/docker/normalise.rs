@@ -392,3 +392,133 @@ fn string_map(value: Option<&Value>) -> BTreeMap<String, String> {
         })
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCKER: [&str; 2] = [
+        include_str!("recorded/docker-created.json"),
+        include_str!("recorded/docker-running.json"),
+    ];
+    const PODMAN: [&str; 2] = [
+        include_str!("recorded/podman-created.json"),
+        include_str!("recorded/podman-running.json"),
+    ];
+
+    fn read(text: &str) -> LiveContainer {
+        inspected(&serde_json::from_str(text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn start_changes_no_field() {
+        for [created, running] in [DOCKER, PODMAN] {
+            let (created, running) = (read(created), read(running));
+            assert_eq!(created.fields, running.fields);
+            assert_eq!(created.state, ContainerState::Created);
+            assert_eq!(created.started_at, None);
+            assert!(matches!(
+                running.state,
+                ContainerState::Running { pid: Some(_) }
+            ));
+            assert!(running.started_at.is_some());
+            assert_eq!(running.finished_at, None);
+        }
+    }
+
+    #[test]
+    fn both_engines_have_one_form() {
+        for recorded in [DOCKER[1], PODMAN[1]] {
+            let live = read(recorded);
+            assert_eq!(live.name, "full");
+            let expected = [
+                ("cap_add", "SYS_NICE"),
+                ("cap_drop", "MKNOD,NET_RAW"),
+                ("cmd", r#"["/bin/pause"]"#),
+                ("cpus", "500000000"),
+                ("dns", "10.9.9.9"),
+                ("entrypoint", ""),
+                ("env.A", "1"),
+                ("env.B", "two words"),
+                ("env.IMG", "1"),
+                ("extra_hosts", "db:10.1.2.3"),
+                ("hostname", "hosty"),
+                ("init", "false"),
+                ("label.x", "y"),
+                ("memory", "67108864"),
+                ("mount./data", "bind:/srv/data:ro"),
+                ("mount./vol", "volume:vol1:rw"),
+                ("network", "user"),
+                ("network.neta", "svc-web,web"),
+                ("network.netb", "svc-web"),
+                ("pids", "99"),
+                ("ports", "127.0.0.1:18080:8080/tcp"),
+                ("privileged", "false"),
+                ("read_only", "true"),
+                ("restart", "no"),
+                ("security_opt", "no-new-privileges"),
+                ("stop_signal", "SIGINT"),
+                ("stop_timeout", "7"),
+                ("user", "1000:1000"),
+                ("workdir", "/srv"),
+            ];
+            for (name, value) in expected {
+                assert_eq!(
+                    live.fields.get(name).map(String::as_str),
+                    Some(value),
+                    "{name}"
+                );
+            }
+            assert!(
+                !live
+                    .fields
+                    .keys()
+                    .any(|name| name.starts_with("label.mcp."))
+            );
+            assert!(!live.fields.contains_key("env.HOME"));
+            assert_eq!(live.addresses.len(), 2);
+        }
+    }
+
+    #[test]
+    fn changed_limit_shows() {
+        let mut raw: Value = serde_json::from_str(DOCKER[1]).unwrap();
+        let before = inspected(&raw).unwrap();
+        raw["HostConfig"]["Memory"] = 1.into();
+        assert_ne!(before.fields, inspected(&raw).unwrap().fields);
+    }
+
+    #[test]
+    fn generated_host_name_is_left_out() {
+        let mut raw: Value = serde_json::from_str(DOCKER[1]).unwrap();
+        raw["Config"]["Hostname"] = "37164c4b30ca".into();
+        assert!(!inspected(&raw).unwrap().fields.contains_key("hostname"));
+    }
+
+    #[test]
+    fn list_tells_the_exit_code() {
+        let entry = serde_json::json!({
+            "Id": "abc", "Names": ["/other/alias", "/full"], "ImageID": "ff00", "State": "exited",
+            "Status": "Exited (137) 4 seconds ago", "Labels": { "a": "b" }
+        });
+        let live = listed(&entry).unwrap();
+        assert_eq!(live.name, "full");
+        assert_eq!(live.image_id.as_str(), "sha256:ff00");
+        assert_eq!(
+            live.state,
+            ContainerState::Exited {
+                code: 137,
+                oom: false
+            }
+        );
+    }
+
+    #[test]
+    fn nonsense_is_no_container() {
+        for text in ["null", "{}", r#"{"Id":1}"#, r#"{"Id":"a"}"#, "[]"] {
+            let value: Value = serde_json::from_str(text).unwrap();
+            assert_eq!(inspected(&value), None, "{text}");
+            assert_eq!(listed(&value), None, "{text}");
+        }
+    }
+}
