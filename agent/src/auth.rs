@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub mod issuer;
+pub mod issuers;
 pub mod methods;
 pub mod refusals;
 pub mod token;

@@ -34,6 +34,7 @@ pub mod tls;
 pub mod watch;
 
 use auth::issuer::{Issuer, IssuerKeyError};
+use auth::issuers::Issuers;
 use auth::token::{JwkError, TrustedIssuer, Verifier, read_jwks};
 use config::{AuthConfig, Config};
 use lock::{DataDirLock, LockError};
@@ -53,7 +54,7 @@ pub struct Agent {
     /// When this process began.
     pub started_at: Timestamp,
     /// Believes the right tokens.
-    pub verifier: Arc<Verifier>,
+    pub verifier: Arc<Issuers>,
     /// The accepted revisions.
     pub revisions: Arc<RevisionStore>,
     /// What the agent knows.
@@ -322,7 +323,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     let _lock = DataDirLock::take(&config.data_dir)?;
     let certificate = Arc::new(Certificate::load(&config.tls)?);
-    let verifier = Arc::new(verifier(&config)?);
+    let verifier = Arc::new(Issuers::load(&config)?);
     let revisions = Arc::new(RevisionStore::open(
         &config.data_dir,
         trust_roots(&config)?,
