@@ -21,7 +21,7 @@ pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
         &["init", "login", "logout", "whoami", "config", "node"],
     ),
     ("Definitions", &["service", "diff"]),
-    ("Desired state", &["sync", "revisions"]),
+    ("Desired state", &["sync", "fetch", "revisions"]),
     (
         "Deployment",
         &[
@@ -229,6 +229,7 @@ commands! {
     Service(service),
     Diff(diff),
     Sync(sync),
+    Fetch(fetch),
     Revisions(revisions),
     Plan(plan),
     Deploy(deploy),

@@ -195,6 +195,29 @@ impl NodeClient {
         logs(LogsRequest) -> LogLine in WorkloadsClient;
     }
 
+    /// Pulls what the commits in `have` lack.
+    pub(crate) async fn pull_pack(&self, have: Vec<String>) -> Result<Pulled, Failure> {
+        /// As much as an agent takes in one push.
+        const MAX_PACK_BYTES: usize = 256 * 1024 * 1024;
+        let mut client = RevisionsClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+            .max_decoding_message_size(MAX_ANSWER_BYTES);
+        let pull = async {
+            let mut stream = client.pull_pack(v1::PullPackRequest { have }).await?.into_inner();
+            let mut pulled = Pulled { head: String::new(), pack: Vec::new() };
+            while let Some(part) = stream.message().await? {
+                if pulled.pack.len() + part.chunk.len() > MAX_PACK_BYTES {
+                    return Err(Status::resource_exhausted("the pack has more than 256 MiB"));
+                }
+                pulled.pack.extend_from_slice(&part.chunk);
+                if !part.head.is_empty() {
+                    pulled.head = part.head;
+                }
+            }
+            Ok(Response::new(pulled))
+        };
+        self.within(PUSH_TIME, pull).await
+    }
+
     /// Pushes a pack: the header, then the bytes in chunks of at most 1 MiB.
     pub(crate) async fn push_pack(
         &self,
@@ -216,6 +239,15 @@ impl NodeClient {
         self.within(PUSH_TIME, client.push_pack(tokio_stream::iter(parts)))
             .await
     }
+}
+
+/// What a node sent of its history.
+#[derive(Debug)]
+pub(crate) struct Pulled {
+    /// The node's head; empty where it has none.
+    pub(crate) head: String,
+    /// The pack that leads to it.
+    pub(crate) pack: Vec<u8>,
 }
 
 /// The items of one of the agent's streams.

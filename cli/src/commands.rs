@@ -17,6 +17,7 @@ pub(crate) mod deploy;
 pub(crate) mod diff;
 pub(crate) mod drift;
 pub(crate) mod events;
+pub(crate) mod fetch;
 pub(crate) mod history;
 pub(crate) mod hold;
 pub(crate) mod init;

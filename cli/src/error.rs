@@ -72,6 +72,8 @@ pub(crate) struct Failure {
     pub(crate) deployment_id: Option<String>,
     /// The node's head, where the failure is about it.
     pub(crate) head: Option<String>,
+    /// Set where the node does not know what it was asked about.
+    pub(crate) unknown: bool,
     /// Set where everything was already told and only the exit code is left.
     pub(crate) told: bool,
 }
@@ -87,6 +89,7 @@ impl Failure {
             reason: None,
             deployment_id: None,
             head: None,
+            unknown: false,
             told: false,
         }
     }

@@ -21,6 +21,7 @@
 mod changes;
 mod commit;
 mod configure;
+mod fetched;
 mod files;
 mod history;
 mod index_entries;
@@ -34,6 +35,7 @@ pub use changes::{
 };
 pub use commit::CommitError;
 pub use configure::git_signing_key;
+pub use fetched::{FetchedError, node_reference};
 pub use files::{At, ManagedFiles, ReadError};
 pub use history::{CommitInfo, HistoryError};
 pub use init::{InitError, InitOutcome, ReplacedSetting, UnfitPath};

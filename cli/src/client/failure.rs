@@ -29,12 +29,11 @@ fn detail(status: &Status) -> Option<v1::ErrorDetail> {
 /// The exit code that a reason asks for, whatever its status code.
 fn exit_of_reason(reason: &str) -> Option<Exit> {
     Some(match reason {
-        "stale-plan" | "superseded" | "behind" | "diverged" | "not-fast-forward" | "head-moved"
-        | "compare-and-swap" => Exit::Stale,
-        "unsigned" | "signature" | "bad-signature" | "unknown-signer" | "unrelated" | "policy"
-        | "denied-key" | "unauthorised" | "unauthorized" => Exit::Refused,
-        "consent" | "needs-consent" | "consent-missing" => Exit::Usage,
-        "rolled-back" => Exit::RolledBack,
+        "stale" | "stale-plan" | "superseded" | "behind" | "diverged" | "older" | "not-fast-forward" => {
+            Exit::Stale
+        }
+        "policy" => Exit::Refused,
+        "consent" => Exit::Usage,
         _ => return None,
     })
 }
@@ -79,9 +78,7 @@ pub(super) fn of(node: &str, status: &Status) -> Failure {
     failure.reason = Some(detail.reason).filter(|reason| !reason.is_empty());
     failure.deployment_id = Some(detail.deployment_id).filter(|id| !id.is_empty());
     failure.head = Some(detail.head).filter(|head| !head.is_empty());
-    if failure.reason.is_none() && status.code() == Code::NotFound {
-        failure.reason = Some("not-found".to_owned());
-    }
+    failure.unknown = status.code() == Code::NotFound;
     failure
 }
 

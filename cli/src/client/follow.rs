@@ -190,7 +190,7 @@ async fn attach(
         request_id: work.request_id().to_owned(),
     };
     match client.attach(request).await {
-        Err(failure) if failure.reason.as_deref() == Some("not-found") => work.send(&client).await,
+        Err(failure) if failure.unknown => work.send(&client).await,
         other => other,
     }
 }

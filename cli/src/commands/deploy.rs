@@ -350,7 +350,7 @@ async fn cancel(context: &Context, id: &str) -> Outcome {
     )
     .await;
     // A deployment is on one node: that the others do not know it is as it should be.
-    let unknown = |failure: &Failure| failure.reason.as_deref() == Some("not-found");
+    let unknown = |failure: &Failure| failure.unknown;
     if answers
         .iter()
         .any(|answer| !answer.result.as_ref().is_err_and(unknown))

@@ -3,6 +3,7 @@
 mod bed;
 mod changes;
 mod commit;
+mod fetched;
 mod history;
 mod init;
 mod pack;
