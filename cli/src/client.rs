@@ -199,11 +199,18 @@ impl NodeClient {
     pub(crate) async fn pull_pack(&self, have: Vec<String>) -> Result<Pulled, Failure> {
         /// As much as an agent takes in one push.
         const MAX_PACK_BYTES: usize = 256 * 1024 * 1024;
-        let mut client = RevisionsClient::with_interceptor(self.channel.clone(), self.bearer.clone())
-            .max_decoding_message_size(MAX_ANSWER_BYTES);
+        let mut client =
+            RevisionsClient::with_interceptor(self.channel.clone(), self.bearer.clone())
+                .max_decoding_message_size(MAX_ANSWER_BYTES);
         let pull = async {
-            let mut stream = client.pull_pack(v1::PullPackRequest { have }).await?.into_inner();
-            let mut pulled = Pulled { head: String::new(), pack: Vec::new() };
+            let mut stream = client
+                .pull_pack(v1::PullPackRequest { have })
+                .await?
+                .into_inner();
+            let mut pulled = Pulled {
+                head: String::new(),
+                pack: Vec::new(),
+            };
             while let Some(part) = stream.message().await? {
                 if pulled.pack.len() + part.chunk.len() > MAX_PACK_BYTES {
                     return Err(Status::resource_exhausted("the pack has more than 256 MiB"));

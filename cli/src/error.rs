@@ -56,8 +56,28 @@ impl Exit {
 }
 
 /// A command's failure as it is told: what failed with the value, why, and the next command.
+///
+/// It is boxed, since nearly every function may return one and few do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failure {
+pub(crate) struct Failure(Box<Story>);
+
+impl std::ops::Deref for Failure {
+    type Target = Story;
+
+    fn deref(&self) -> &Story {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Failure {
+    fn deref_mut(&mut self) -> &mut Story {
+        &mut self.0
+    }
+}
+
+/// What there is to say of a failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Story {
     /// How the process ends.
     pub(crate) exit: Exit,
     /// What failed, with the value.
@@ -81,7 +101,7 @@ pub(crate) struct Failure {
 impl Failure {
     /// A failure with this exit code and message.
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Story {
             exit,
             message: message.into(),
             causes: Vec::new(),
@@ -91,7 +111,7 @@ impl Failure {
             head: None,
             unknown: false,
             told: false,
-        }
+        }))
     }
 
     /// A failure with exit code 1.
@@ -106,10 +126,15 @@ impl Failure {
 
     /// An end whose story was already told.
     pub(crate) fn told(exit: Exit) -> Self {
-        Self {
-            told: true,
-            ..Self::new(exit, "")
-        }
+        let mut failure = Self::new(exit, "");
+        failure.told = true;
+        failure
+    }
+
+    /// The same failure with another exit code.
+    pub(crate) fn with_exit(mut self, exit: Exit) -> Self {
+        self.0.exit = exit;
+        self
     }
 
     /// Adds the chain of `error` to the causes.

@@ -1,5 +1,7 @@
 //! The command as a process, without any node: exit codes, settings, definitions, repositories.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 

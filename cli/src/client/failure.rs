@@ -29,9 +29,8 @@ fn detail(status: &Status) -> Option<v1::ErrorDetail> {
 /// The exit code that a reason asks for, whatever its status code.
 fn exit_of_reason(reason: &str) -> Option<Exit> {
     Some(match reason {
-        "stale" | "stale-plan" | "superseded" | "behind" | "diverged" | "older" | "not-fast-forward" => {
-            Exit::Stale
-        }
+        "stale" | "stale-plan" | "superseded" | "behind" | "diverged" | "older"
+        | "not-fast-forward" => Exit::Stale,
         "policy" => Exit::Refused,
         "consent" => Exit::Usage,
         _ => return None,

@@ -169,9 +169,9 @@ async fn take_up(
                     TAKE_UP_TIME.as_secs()
                 ),
             )
-            .cause(failure.message)
+            .cause(failure.message.clone())
             .hint(format!("mcp history --node {}", node.name));
-            lost.causes.extend(failure.causes);
+            lost.causes.extend(failure.causes.iter().cloned());
             lost.deployment_id = (!deployment_id.is_empty()).then(|| deployment_id.to_owned());
             return Err(lost);
         }

@@ -39,7 +39,9 @@ struct Document {
 /// Carries it out.
 pub(crate) async fn run(context: &Context, _: Args) -> Outcome {
     let repo = repository::open(context)?;
-    let local = repo.head().map_err(|error| repository::history_failure(&error))?;
+    let local = repo
+        .head()
+        .map_err(|error| repository::history_failure(&error))?;
     let nodes = context.settings.chosen_nodes()?;
     let mut have: Vec<CommitId> = local.into_iter().collect();
     have.extend(nodes.iter().filter_map(|node| repo.node_head(&node.name)));
@@ -50,7 +52,13 @@ pub(crate) async fn run(context: &Context, _: Args) -> Outcome {
     let answers: Vec<Answer<Pulled>> = {
         let progress = context.out.progress();
         let _spinner = progress.spin("fetching");
-        client::ask(context, &nodes, |node| node, async |client, _| client.pull_pack(have.clone()).await).await
+        client::ask(
+            context,
+            &nodes,
+            |node| node,
+            async |client, _| client.pull_pack(have.clone()).await,
+        )
+        .await
     };
     let mut documents = Vec::new();
     let mut kept = Vec::new();
@@ -97,25 +105,45 @@ fn keep(
 ) -> Result<Kept, Failure> {
     let previous = repo.node_head(node);
     if pulled.head.is_empty() {
-        return Ok(Kept { previous, head: None, new_commits: 0 });
+        return Ok(Kept {
+            previous,
+            head: None,
+            new_commits: 0,
+        });
     }
     let head: CommitId = pulled.head.parse().map_err(|_| {
-        Failure::failed(format!("{node} tells `{}` for its head, which is no commit id", pulled.head))
+        Failure::failed(format!(
+            "{node} tells `{}` for its head, which is no commit id",
+            pulled.head
+        ))
     })?;
     let failed = |error: FetchedError| Failure::of(Exit::Failed, &error).hint(error.hint());
     repo.receive_pack(&pulled.pack, head).map_err(failed)?;
     repo.set_node_head(node, head).map_err(failed)?;
     let new_commits = match previous {
         Some(previous) if previous == head => 0,
-        previous => repo.log(previous, head, MAX_COUNTED).map_or(0, |commits| commits.len()),
+        previous => repo
+            .log(previous, head, MAX_COUNTED)
+            .map_or(0, |commits| commits.len()),
     };
-    Ok(Kept { previous, head: Some(head), new_commits })
+    Ok(Kept {
+        previous,
+        head: Some(head),
+        new_commits,
+    })
 }
 
 fn tell(context: &Context, kept: &[Answer<Kept>]) -> Result<(), Failure> {
     let mut table = Table::bare(0);
     for answer in kept {
-        let Ok(Kept { previous, head, new_commits }) = &answer.result else { continue };
+        let Ok(Kept {
+            previous,
+            head,
+            new_commits,
+        }) = &answer.result
+        else {
+            continue;
+        };
         let Some(head) = head else {
             table.row([
                 Cell::new(&answer.node, Style::Bold),
@@ -145,10 +173,17 @@ fn tell(context: &Context, kept: &[Answer<Kept>]) -> Result<(), Failure> {
 /// The way to merge, for the first node that is ahead.
 fn hint(context: &Context, repo: &DesiredRepo, local: Option<CommitId>, kept: &[Answer<Kept>]) {
     for answer in kept {
-        let Ok(Kept { head: Some(head), .. }) = &answer.result else { continue };
+        let Ok(Kept {
+            head: Some(head), ..
+        }) = &answer.result
+        else {
+            continue;
+        };
         let node = clean::line(&answer.node);
         let Some(local) = local else {
-            context.out.hint(&format!("git merge --ff-only {node}/head"));
+            context
+                .out
+                .hint(&format!("git merge --ff-only {node}/head"));
             return;
         };
         if repo.is_ancestor(*head, local).unwrap_or(true) {
@@ -156,7 +191,9 @@ fn hint(context: &Context, repo: &DesiredRepo, local: Option<CommitId>, kept: &[
         }
         let forward = repo.is_ancestor(local, *head).unwrap_or(false);
         let flag = if forward { "--ff-only " } else { "" };
-        context.out.hint(&format!("git log {node}/head, then: git merge {flag}{node}/head"));
+        context.out.hint(&format!(
+            "git log {node}/head, then: git merge {flag}{node}/head"
+        ));
         return;
     }
 }

@@ -116,7 +116,7 @@ pub(crate) fn require_fast_forward(
             )
             .cause("somebody else pushed, or this is another repository")
             .hint(format!(
-                "get their commits (git pull from where they were pushed), then: git merge {id} && mcp sync"
+                "mcp fetch, then: git merge {node}/head && mcp sync"
             )));
         }
         let forward = repo
@@ -255,7 +255,14 @@ pub(crate) async fn push(
             took: took + began.elapsed(),
         }
     });
-    Ok(futures_util::future::join_all(pushes).await)
+    let answers = futures_util::future::join_all(pushes).await;
+    for answer in answers.iter().filter(|answer| answer.result.is_ok()) {
+        if let Ok(node) = answer.node.parse() {
+            // It is remembered for messages alone: a push that was accepted does not fail for it.
+            let _ = repo.set_node_head(&node, revision);
+        }
+    }
+    Ok(answers)
 }
 
 fn pack(

@@ -109,7 +109,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         Err(failure) => failure.exit,
     }));
     if context.out.is_table() {
-        tell(context, &revision.to_string(), &answers)?;
+        tell(context, &repo, &revision.to_string(), &answers)?;
     } else {
         let nodes = answers.iter().map(document).collect();
         context.out.json(&json::Sync {
@@ -129,11 +129,9 @@ fn nodes_for<'a>(context: &'a Context, set: &DesiredSet) -> Result<Vec<&'a NodeE
     }
     for (node, service) in named {
         if let Err(failure) = context.settings.node(node.as_str()) {
-            return Err(Failure {
-                exit: Exit::Failed,
-                ..failure
-            }
-            .cause(format!("services/{service}.toml names it")));
+            return Err(failure
+                .with_exit(Exit::Failed)
+                .cause(format!("services/{service}.toml names it")));
         }
     }
     if context.settings.nodes.is_empty() {
@@ -185,7 +183,17 @@ fn in_short(failure: &Failure) -> &str {
     }
 }
 
-fn tell(context: &Context, revision: &str, answers: &[Answer<Pushed>]) -> Result<(), Failure> {
+/// The head that the node had when it was last talked to.
+fn last_head(repo: &DesiredRepo, node: &str) -> Option<mcp_spec::revision::CommitId> {
+    repo.node_head(&node.parse().ok()?)
+}
+
+fn tell(
+    context: &Context,
+    repo: &DesiredRepo,
+    revision: &str,
+    answers: &[Answer<Pushed>],
+) -> Result<(), Failure> {
     let mut table = Table::bare(0);
     let mut pending = Table::bare(0);
     let mut next: Vec<&str> = Vec::new();
@@ -232,9 +240,15 @@ fn tell(context: &Context, revision: &str, answers: &[Answer<Pushed>]) -> Result
             }
             Err(failure) => {
                 let rest = if failure.exit == Exit::Unreachable {
-                    "the next sync retries"
+                    match last_head(repo, &answer.node) {
+                        Some(head) => format!(
+                            "stays at {}; the next sync retries",
+                            short(&head.to_string())
+                        ),
+                        None => "the next sync retries".to_owned(),
+                    }
                 } else {
-                    failure.hint.as_deref().unwrap_or_default()
+                    failure.hint.clone().unwrap_or_default()
                 };
                 table.row([
                     node,

@@ -25,7 +25,7 @@ pub enum FetchedError {
     #[error("the pack cannot be taken in")]
     Pack {
         /// What git said.
-        source: gix_pack::bundle::write::Error,
+        source: GitFailure,
     },
     /// The pack does not hold the commit that it was sent for.
     #[error("the commit {id} did not come with the pack")]
@@ -69,7 +69,9 @@ impl DesiredRepo {
     pub fn receive_pack(&self, pack: &[u8], head: CommitId) -> Result<(), FetchedError> {
         if pack.len() > EMPTY_PACK_BYTES {
             self.index(&mut std::io::Cursor::new(pack))
-                .map_err(|source| FetchedError::Pack { source })?;
+                .map_err(|source| FetchedError::Pack {
+                    source: source.into(),
+                })?;
         }
         // The object store looks for new packs again where an object is not found.
         match self.contains(head) {
@@ -78,7 +80,7 @@ impl DesiredRepo {
         }
     }
 
-    fn index(&self, pack: &mut dyn BufRead) -> Result<(), gix_pack::bundle::write::Error> {
+    fn index(&self, pack: &mut dyn BufRead) -> Result<(), gix::Error> {
         let folder = self.git.common_dir().join("objects/pack");
         let options = gix_pack::bundle::write::Options {
             thread_limit: Some(2),
@@ -104,7 +106,10 @@ impl DesiredRepo {
 
     /// The head that the node had when it was last talked to; `None` where it never was.
     pub fn node_head(&self, node: &NodeName) -> Option<CommitId> {
-        let mut reference = self.git.try_find_reference(node_reference(node).as_str()).ok()??;
+        let mut reference = self
+            .git
+            .try_find_reference(node_reference(node).as_str())
+            .ok()??;
         let id = reference.peel_to_id().ok()?;
         Some(commit_id(id.detach()))
     }
@@ -123,7 +128,10 @@ impl DesiredRepo {
             name: name.clone(),
             source: source.into(),
         };
-        let full = name.as_str().try_into().expect("a node's name fits into a reference");
+        let full = name
+            .as_str()
+            .try_into()
+            .expect("a node's name fits into a reference");
         let edit = RefEdit::update(full, oid(head), PreviousValue::Any, "mcp: told by the node");
         let mut time = gix::date::parse::TimeBuf::default();
         let committer = gix::actor::Signature {

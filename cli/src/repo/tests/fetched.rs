@@ -3,9 +3,16 @@ use std::io::Read;
 use super::bed::Bed;
 use crate::repo::{DesiredRepo, FetchedError};
 
-fn bytes(repo: &DesiredRepo, new: crate::repo::CommitId, have: &[crate::repo::CommitId]) -> Vec<u8> {
+fn bytes(
+    repo: &DesiredRepo,
+    new: crate::repo::CommitId,
+    have: &[crate::repo::CommitId],
+) -> Vec<u8> {
     let mut bytes = Vec::new();
-    repo.pack(new, have).unwrap().read_to_end(&mut bytes).unwrap();
+    repo.pack(new, have)
+        .unwrap()
+        .read_to_end(&mut bytes)
+        .unwrap();
     bytes
 }
 
