@@ -276,7 +276,7 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
         let failure = read(&path).unwrap_err();
         assert_eq!(failure.exit, Exit::Refused);
-        assert!(failure.hint.unwrap().starts_with("chmod 600 "));
+        assert!(failure.hint.as_deref().unwrap().starts_with("chmod 600 "));
     }
 
     #[test]
