@@ -1,0 +1,201 @@
+//! Compensating: what was touched is put back, in reverse order, so that what ran before runs again.
+//!
+//! Like a switch, each step settles doubt by looking and can be made again after a crash. While the
+//! engine is away compensation waits for it: there is nothing better to do, and giving up would
+//! leave nothing running.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use mcp_spec::name::{ComponentKey, ComponentName};
+use mcp_spec::observed::ContainerId;
+use mcp_spec::plan::{Action, ActionKind};
+use tokio::time::Instant;
+
+use super::execute::Execution;
+use super::failure::PartFailure;
+use super::prepare::{Made, blocking, generation_name};
+use super::switch::{rename, send_signals, start, stop_container};
+use crate::runtime::LogOptions;
+
+/// How long compensation waits for an engine that is away.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Log lines that stay with a deployment of a container that failed its gate.
+const KEPT_LINES: u32 = 200;
+
+/// Longest time that reading these lines may take.
+const LOG_WAIT: Duration = Duration::from_secs(5);
+
+/// What became of one component.
+#[derive(Debug)]
+pub(super) enum PutBack {
+    /// What ran before runs again, after so long a time in which nothing ran.
+    Restored {
+        /// Counted from the stop of the old container where this process made it.
+        downtime: Duration,
+    },
+    /// There was nothing before; the new container is stopped and kept for its logs.
+    Stopped,
+}
+
+/// Puts one component back. `made` is its new container, where one was made.
+pub(super) async fn put_back(
+    execution: &Execution,
+    action: &Action,
+    made: Option<&Made>,
+) -> Result<PutBack, PartFailure> {
+    let key = execution.key(&action.component);
+    let deadline = Instant::now() + PATIENCE;
+    let restored = || PutBack::Restored {
+        downtime: execution.down_for(&action.component),
+    };
+    execution
+        .feed
+        .tell(Some(&action.component), "compensating", "");
+    let outcome = match action.kind {
+        ActionKind::Create => {
+            if let Some(made) = made {
+                stop_container(execution, &made.container, grace(action), deadline).await?;
+            }
+            PutBack::Stopped
+        }
+        ActionKind::Replace => {
+            replace_back(execution, &key, action, made, deadline).await?;
+            restored()
+        }
+        ActionKind::Restart => {
+            if let Some(before) = &action.before {
+                restore_files(execution, &key, action, before.generation, false).await?;
+                stop_container(execution, &before.container, grace(action), deadline).await?;
+                start(execution, &action.component, &before.container, deadline).await?;
+            }
+            restored()
+        }
+        ActionKind::Signal | ActionKind::None => {
+            if let Some(before) = &action.before {
+                restore_files(execution, &key, action, before.generation, true).await?;
+                if before.running {
+                    start(execution, &action.component, &before.container, deadline).await?;
+                }
+                send_signals(execution, action, &before.container).await?;
+            }
+            restored()
+        }
+        ActionKind::Start => {
+            if let Some(before) = &action.before {
+                stop_container(execution, &before.container, grace(action), deadline).await?;
+            }
+            PutBack::Stopped
+        }
+        ActionKind::Stop | ActionKind::Remove => {
+            if let Some(before) = action.before.as_ref().filter(|before| before.running) {
+                start(execution, &action.component, &before.container, deadline).await?;
+            }
+            restored()
+        }
+    };
+    if matches!(outcome, PutBack::Restored { .. }) {
+        execution.feed.tell(Some(&action.component), "restored", "");
+    }
+    Ok(outcome)
+}
+
+async fn replace_back(
+    execution: &Execution,
+    key: &ComponentKey,
+    action: &Action,
+    made: Option<&Made>,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    if let Some(made) = made {
+        stop_container(execution, &made.container, grace(action), deadline).await?;
+        rename(
+            execution,
+            &made.container,
+            &generation_name(key, made.generation),
+            deadline,
+        )
+        .await?;
+    }
+    if let Some(before) = action.before.as_ref().filter(|before| before.present) {
+        rename(
+            execution,
+            &before.container,
+            &key.container_name(),
+            deadline,
+        )
+        .await?;
+        if before.running {
+            start(execution, &action.component, &before.container, deadline).await?;
+        }
+    }
+    Ok(())
+}
+
+fn grace(action: &Action) -> Duration {
+    action
+        .after
+        .as_ref()
+        .map_or(Duration::from_secs(10), |after| {
+            after.spec.stop_timeout.as_duration()
+        })
+}
+
+async fn restore_files(
+    execution: &Execution,
+    key: &ComponentKey,
+    action: &Action,
+    generation: u64,
+    in_place: bool,
+) -> Result<(), PartFailure> {
+    for (target, _) in &action.files {
+        let (staging, key, target) = (
+            execution.context.staging.clone(),
+            key.clone(),
+            target.clone(),
+        );
+        blocking(move || staging.restore(&key, generation, &target, in_place)).await?;
+    }
+    Ok(())
+}
+
+/// The last lines of a container that failed; what cannot be read in time is left out.
+pub(super) async fn last_lines(execution: &Execution, container: &ContainerId) -> Vec<String> {
+    let options = LogOptions {
+        follow: false,
+        tail: Some(KEPT_LINES),
+        since: None,
+    };
+    let runtime = execution.context.runtime.clone();
+    let read = async {
+        let Ok(mut lines) = runtime.logs(container, &options).await else {
+            return Vec::new();
+        };
+        let mut kept = Vec::new();
+        while let Some(Ok(line)) = lines.next().await {
+            if kept.len() == KEPT_LINES as usize {
+                kept.remove(0);
+            }
+            kept.push(String::from_utf8_lossy(&line.line).into_owned());
+        }
+        kept
+    };
+    tokio::time::timeout(LOG_WAIT, read).await.unwrap_or_default()
+}
+
+/// Removes the new containers of components that were put back to an old one.
+pub(super) async fn clear_new(
+    execution: &Execution,
+    made: &BTreeMap<ComponentName, Made>,
+    put_back: &BTreeMap<ComponentName, PutBack>,
+) {
+    for (component, made) in made {
+        if matches!(put_back.get(component), Some(PutBack::Stopped)) {
+            continue;
+        }
+        execution.remove_container(component, &made.container).await;
+        execution.remove_files(component, made.generation).await;
+    }
+}

@@ -1,0 +1,96 @@
+//! What every deployment works with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use mcp_spec::name::NodeName;
+use mcp_spec::observed::LiveContainer;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+
+use super::stage::Staging;
+use crate::clock::Clock;
+use crate::registry::Registry;
+use crate::revisions::RevisionStore;
+use crate::runtime::prober::Prober;
+use crate::runtime::{EngineFacts, Runtime, RuntimeError};
+use crate::watch::Sightings;
+
+/// Longest pause between two attempts at an engine that is away.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What every deployment works with: the engine, the registry, the revisions and the clock.
+#[derive(Debug)]
+pub struct Context {
+    /// This node.
+    pub node: NodeName,
+    /// The engine.
+    pub runtime: Arc<dyn Runtime>,
+    /// Its facts, as soon as it has answered once.
+    pub engine: Arc<ArcSwapOption<EngineFacts>>,
+    /// The registry.
+    pub registry: Registry,
+    /// The verified revisions.
+    pub revisions: Arc<RevisionStore>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Staged files.
+    pub staging: Staging,
+    /// Probes of health checks.
+    pub prober: Prober,
+    /// Where services keep their data: the agent makes `SERVICES_DIR/SERVICE` at a first deploy.
+    pub services_dir: PathBuf,
+    /// Permits of steps that load the engine; waiting at a gate holds none.
+    pub slots: Semaphore,
+    /// What deployments see of containers goes straight to the watch.
+    pub sightings: Sightings,
+}
+
+/// What came of looking at the engine after a call that failed.
+pub(super) enum Settled {
+    /// The call's effect is there.
+    Done,
+    /// It is not, and this is why.
+    Failed(RuntimeError),
+}
+
+impl Context {
+    /// The engine's facts, where it has answered.
+    #[must_use]
+    pub fn facts(&self) -> Option<Arc<EngineFacts>> {
+        self.engine.load_full()
+    }
+
+    /// Makes a call and settles every doubt by looking: a call that failed and whose effect is there
+    /// is done; while the engine is away it is tried again, at most until `deadline`.
+    pub(super) async fn settle<F, R>(
+        &self,
+        id_or_name: &str,
+        deadline: Instant,
+        call: F,
+        is_done: impl Fn(Option<&LiveContainer>) -> bool,
+    ) -> Settled
+    where
+        F: Fn() -> R,
+        R: Future<Output = Result<(), RuntimeError>>,
+    {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let Err(error) = call().await else {
+                return Settled::Done;
+            };
+            match self.runtime.inspect(id_or_name).await {
+                Ok(live) if is_done(live.as_ref()) => return Settled::Done,
+                Ok(_) if !error.is_away() => return Settled::Failed(error),
+                Ok(_) | Err(_) => {}
+            }
+            if Instant::now() + pause >= deadline {
+                return Settled::Failed(error);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}

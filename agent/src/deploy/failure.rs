@@ -1,0 +1,108 @@
+//! Why a deployment, or one component's part of it, failed.
+
+use std::io;
+
+use mcp_spec::name::ComponentName;
+use thiserror::Error;
+
+use super::gate::GateFailure;
+use super::stage::StageError;
+use crate::registry::RegistryError;
+use crate::runtime::RuntimeError;
+
+/// Why a component could not be prepared, switched or passed.
+#[derive(Debug, Error)]
+pub enum PartFailure {
+    /// The engine refused or failed.
+    #[error("{doing}: {source}")]
+    Engine {
+        /// What was tried.
+        doing: &'static str,
+        /// What the engine said.
+        source: RuntimeError,
+    },
+    /// It is not allowed to pull, and the image is not there.
+    #[error("image {image} is not on the node, and `pull = \"never\"`")]
+    ImageAbsent {
+        /// The reference.
+        image: String,
+    },
+    /// The very image of an older deployment is gone.
+    #[error("image {id} of {image} is gone from the node, and cannot be pulled again by its id")]
+    ImageLost {
+        /// The reference.
+        image: String,
+        /// The recorded id.
+        id: String,
+    },
+    /// A bind's source is missing.
+    #[error("bind source {path} does not exist")]
+    SourceMissing {
+        /// The path.
+        path: String,
+    },
+    /// A bind's source cannot be made or looked at.
+    #[error("bind source {path}: {source}")]
+    Source {
+        /// The path.
+        path: String,
+        /// What the disk said.
+        source: io::Error,
+    },
+    /// A host port is in use by something else.
+    #[error("port {port} is in use by another program on this node")]
+    PortTaken {
+        /// The port as the definition has it.
+        port: String,
+    },
+    /// The name is taken by a container that is not the agent's.
+    #[error("the name {name} is taken by container {id}, which is not managed")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// The other container.
+        id: String,
+    },
+    /// A file of the repository could not be staged.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// A file of the repository could not be read.
+    #[error("cannot read {path} of the revision: {cause}")]
+    File {
+        /// Path in the repository.
+        path: String,
+        /// Why.
+        cause: String,
+    },
+    /// It did not pass its gate.
+    #[error("{0}")]
+    Gate(#[from] GateFailure),
+    /// What it depends on failed.
+    #[error("needs {dependency}, which failed")]
+    Dependency {
+        /// The component that failed.
+        dependency: ComponentName,
+    },
+    /// The deployment was given up before it was this component's turn.
+    #[error("not reached")]
+    NotReached,
+    /// The registry failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+impl PartFailure {
+    /// The mend, where one is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::ImageAbsent { .. } => "load the image on the node, or allow a pull with `pull = \"missing\"`",
+            Self::ImageLost { .. } => "deploy the head, or load the image on the node again",
+            Self::SourceMissing { .. } => "create it on the node, or use a named volume",
+            Self::PortTaken { .. } => "choose another host port, or stop what listens there",
+            Self::NameTaken { .. } => "rename or remove that container",
+            Self::Stage(StageError::Owner { .. }) => "run the agent as root, or leave `owner` out",
+            _ => return None,
+        })
+    }
+}

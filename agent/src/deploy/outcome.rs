@@ -1,0 +1,506 @@
+//! What a deployment leaves in the registry: rows, records, events and texts. Pure but for the clock.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mcp_spec::name::ComponentName;
+use mcp_spec::observed::DesiredState;
+use mcp_spec::plan::{Action, ActionKind, After, HoldChange, Purpose};
+
+use super::compensate::PutBack;
+use super::execute::{Abort, Execution};
+use super::failure::PartFailure;
+use super::prepare::Made;
+use super::switch::Outcome as Switching;
+use crate::registry::{
+    Advanced, CommitDeployment, ComponentRecord, DeployedRow, DeploymentRow, DeploymentState,
+    Finish, HistoryEntry, HoldRow, NewEvent, Outcome, Quarantined, SetDeployed, StopOverride,
+    Trigger,
+};
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The record of an action of which nothing came yet.
+fn record(execution: &Execution, action: &Action, outcome: &str) -> ComponentRecord {
+    ComponentRecord {
+        deployment: execution.id.clone(),
+        component: action.component.clone(),
+        action: action.kind.as_str().to_owned(),
+        outcome: outcome.to_owned(),
+        from_revision: action.before.as_ref().map(|before| before.revision),
+        to_revision: action.after.as_ref().map(|after| after.revision),
+        image_digest: None,
+        image_id: action.before.as_ref().map(|before| before.image.clone()),
+        duration_ms: 0,
+        downtime_ms: 0,
+        error: None,
+        changes: action.changes.clone(),
+        log_tail: Vec::new(),
+    }
+}
+
+/// Whether an action did anything to the engine.
+fn acts(action: &Action) -> bool {
+    action.kind != ActionKind::None || !action.files.is_empty()
+}
+
+/// What a deployment that ended before the line says of each component.
+pub(super) fn aborted(execution: &Execution, why: &Abort) -> Vec<ComponentRecord> {
+    execution
+        .plan
+        .actions
+        .iter()
+        .map(|action| {
+            let mut record = record(execution, action, if acts(action) { "aborted" } else { "unchanged" });
+            if let Abort::Befallen((component, failure)) = why {
+                if *component == action.component {
+                    record.outcome = "failed".to_owned();
+                    record.error = Some(failure_chain(failure));
+                }
+            }
+            record
+        })
+        .collect()
+}
+
+/// Why a deployment ended before the line, in one sentence.
+pub(super) fn abort_text(execution: &Execution, why: &Abort) -> String {
+    match why {
+        Abort::Befallen((component, failure)) => {
+            let text = format!("{}: {}", execution.key(component), failure_chain(failure));
+            match failure.hint() {
+                Some(hint) => format!("{text} ({hint})"),
+                None => text,
+            }
+        }
+        Abort::Cancelled => "cancelled before anything was touched".to_owned(),
+        Abort::Superseded => "a newer deployment took its place".to_owned(),
+        Abort::Crashed => {
+            "the agent was restarted before anything was touched; deploy again".to_owned()
+        }
+        Abort::Registry(error) => error.to_string(),
+    }
+}
+
+fn failure_chain(failure: &PartFailure) -> String {
+    let mut text = failure.to_string();
+    let mut source = std::error::Error::source(failure);
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// The first failure that is a cause and no consequence, as a sentence.
+pub(super) fn failure_text(
+    execution: &Execution,
+    failed: &BTreeMap<ComponentName, PartFailure>,
+) -> Option<String> {
+    let consequence =
+        |f: &PartFailure| matches!(f, PartFailure::NotReached | PartFailure::Dependency { .. });
+    failed
+        .iter()
+        .find(|(_, failure)| !consequence(failure))
+        .or_else(|| failed.iter().next())
+        .map(|(component, failure)| {
+            format!("{}: {}", execution.key(component), failure_chain(failure))
+        })
+}
+
+/// Everything that the commit of a deployment changes in the registry.
+pub(super) fn commitment(
+    execution: &Execution,
+    made: &BTreeMap<ComponentName, Made>,
+    switching: &Switching,
+) -> CommitDeployment {
+    let now = execution.context.clock.now();
+    let mut commit = CommitDeployment::new(execution.id.clone());
+    for action in &execution.plan.actions {
+        let key = execution.key(&action.component);
+        let old = execution.old.get(&action.component);
+        let failed = switching.failed.contains_key(&action.component);
+        let Some(after) = &action.after else {
+            if action.kind == ActionKind::Remove && !failed {
+                commit.removed.push(key);
+            }
+            continue;
+        };
+        let hold = hold_after(execution, action, old, now);
+        let stop = stop_after(execution, action, old, now);
+        let desired = if execution.plan.settings.active {
+            DesiredState::Running
+        } else {
+            DesiredState::Stopped
+        };
+        let row = match (made.get(&action.component), old) {
+            (Some(made), _) if action.kind.creates() => DeployedRow {
+                key: key.clone(),
+                spec: after.spec.clone(),
+                spec_digest: after.spec_digest,
+                image_id: made.image.clone(),
+                image_digest: made.image_digest.or(old
+                    .filter(|old| old.image_id == made.image)
+                    .and_then(|old| old.image_digest)),
+                revision: after.revision,
+                container: made.container.clone(),
+                container_name: key.container_name(),
+                generation: made.generation,
+                baseline: made.baseline.clone(),
+                desired,
+                stopped_by: stop,
+                hold,
+                deployment: execution.id.clone(),
+                history: old.map_or(0, |old| old.history),
+                deployed_at: now,
+                adopted: false,
+                settings: execution.plan.settings,
+            },
+            (_, Some(old)) => {
+                let spec_moves = old.spec_digest != after.spec_digest;
+                if !acts(action) && !spec_moves && !super::execute::changes_hold(action) && !action.clears_stop
+                {
+                    commit.advanced.push(Advanced {
+                        key,
+                        revision: after.revision,
+                        desired,
+                        settings: execution.plan.settings,
+                    });
+                    continue;
+                }
+                DeployedRow {
+                    spec: after.spec.clone(),
+                    spec_digest: after.spec_digest,
+                    revision: after.revision,
+                    desired,
+                    stopped_by: stop,
+                    hold,
+                    settings: execution.plan.settings,
+                    deployment: if acts(action) {
+                        execution.id.clone()
+                    } else {
+                        old.deployment.clone()
+                    },
+                    deployed_at: if acts(action) { now } else { old.deployed_at },
+                    ..old.clone()
+                }
+            }
+            (_, None) => continue,
+        };
+        let history = history_of(execution, action, old, after, failed);
+        commit.set.push(SetDeployed { row, history });
+    }
+    commit.records = committed(execution, made, switching, &BTreeMap::new());
+    commit
+}
+
+/// What the history gets: a new row where another spec or image runs, a restoring one in a rollback.
+fn history_of(
+    execution: &Execution,
+    action: &Action,
+    old: Option<&DeployedRow>,
+    after: &After,
+    failed: bool,
+) -> HistoryEntry {
+    if failed {
+        return HistoryEntry::Keep;
+    }
+    if execution.order.purpose == Some(Purpose::Rollback) {
+        if let Some(restores) = execution.order.restores.get(&action.component) {
+            return HistoryEntry::Restores(*restores);
+        }
+    }
+    match old {
+        Some(old) if old.spec_digest == after.spec_digest && !action.kind.creates() => {
+            HistoryEntry::Keep
+        }
+        Some(old)
+            if old.spec_digest == after.spec_digest
+                && after.image.as_ref().is_none_or(|image| *image == old.image_id) =>
+        {
+            HistoryEntry::Keep
+        }
+        _ => HistoryEntry::New,
+    }
+}
+
+fn hold_after(
+    execution: &Execution,
+    action: &Action,
+    old: Option<&DeployedRow>,
+    now: Timestamp,
+) -> Option<HoldRow> {
+    match action.hold {
+        HoldChange::Keep => old.and_then(|old| old.hold.clone()),
+        HoldChange::Release => None,
+        HoldChange::Set => Some(HoldRow {
+            revision: action
+                .after
+                .as_ref()
+                .map_or(execution.plan.revision, |after| after.revision),
+            by: execution.order.actor.clone(),
+            at: now,
+            reason: (execution.order.trigger == Trigger::Rollback).then(|| "rollback".to_owned()),
+        }),
+    }
+}
+
+fn stop_after(
+    execution: &Execution,
+    action: &Action,
+    old: Option<&DeployedRow>,
+    now: Timestamp,
+) -> Option<StopOverride> {
+    if execution.order.trigger == Trigger::Stop {
+        return Some(StopOverride {
+            by: execution.order.actor.clone(),
+            at: now,
+        });
+    }
+    if action.clears_stop {
+        return None;
+    }
+    old.and_then(|old| old.stopped_by.clone())
+}
+
+/// What a committed deployment says of each component.
+pub(super) fn committed(
+    execution: &Execution,
+    made: &BTreeMap<ComponentName, Made>,
+    switching: &Switching,
+    logs: &BTreeMap<ComponentName, Vec<String>>,
+) -> Vec<ComponentRecord> {
+    execution
+        .plan
+        .actions
+        .iter()
+        .map(|action| {
+            let mut record = record(execution, action, "unchanged");
+            if let Some(made) = made.get(&action.component) {
+                record.image_id = Some(made.image.clone());
+                record.image_digest = made.image_digest;
+            } else if let Some(old) = execution.old.get(&action.component) {
+                record.image_digest = old.image_digest;
+            }
+            if let Some(failure) = switching.failed.get(&action.component) {
+                record.outcome = "failed".to_owned();
+                record.error = Some(failure_chain(failure));
+            } else if let Some(switched) = switching.switched.get(&action.component) {
+                record.outcome = match action.kind {
+                    ActionKind::Stop => "stopped",
+                    ActionKind::Remove => "removed",
+                    _ => "deployed",
+                }
+                .to_owned();
+                record.duration_ms = millis(switched.duration);
+                record.downtime_ms = millis(switched.downtime);
+            }
+            if let Some(lines) = logs.get(&action.component) {
+                record.log_tail = lines.clone();
+            }
+            record
+        })
+        .collect()
+}
+
+/// What a deployment that was put back says of each component.
+pub(super) fn compensated(
+    execution: &Execution,
+    made: &BTreeMap<ComponentName, Made>,
+    switching: &Switching,
+    put: &BTreeMap<ComponentName, PutBack>,
+    stuck: &BTreeMap<ComponentName, PartFailure>,
+    logs: &BTreeMap<ComponentName, Vec<String>>,
+) -> Vec<ComponentRecord> {
+    execution
+        .plan
+        .actions
+        .iter()
+        .map(|action| {
+            let component = &action.component;
+            let unreached = if acts(action) { "not-reached" } else { "unchanged" };
+            let mut record = record(execution, action, unreached);
+            if let Some(failure) = switching.failed.get(component) {
+                record.error = Some(failure_chain(failure));
+            }
+            if let Some(switched) = switching.switched.get(component) {
+                record.duration_ms = millis(switched.duration);
+            }
+            match (put.get(component), stuck.get(component)) {
+                (Some(PutBack::Restored { downtime }), _) => {
+                    record.outcome = "rolled-back".to_owned();
+                    record.downtime_ms = millis(*downtime);
+                }
+                (Some(PutBack::Stopped), _) => {
+                    record.outcome = "failed".to_owned();
+                    record.image_id = made.get(component).map(|made| made.image.clone());
+                }
+                (None, Some(failure)) => {
+                    record.outcome = "failed".to_owned();
+                    record.error = Some(match record.error.take() {
+                        Some(first) => format!(
+                            "{first}; and it could not be put back: {}",
+                            failure_chain(failure)
+                        ),
+                        None => format!("it could not be put back: {}", failure_chain(failure)),
+                    });
+                }
+                (None, None) => {}
+            }
+            if let Some(lines) = logs.get(component) {
+                record.log_tail = lines.clone();
+            }
+            record
+        })
+        .collect()
+}
+
+/// What is said of a deployment whose commit was written before the agent went away.
+pub(super) fn recovered(
+    execution: &Execution,
+    made: &BTreeMap<ComponentName, Made>,
+) -> Vec<ComponentRecord> {
+    execution
+        .plan
+        .actions
+        .iter()
+        .map(|action| {
+            let mut record = record(
+                execution,
+                action,
+                if acts(action) { "deployed" } else { "unchanged" },
+            );
+            if let Some(made) = made.get(&action.component) {
+                record.image_id = Some(made.image.clone());
+                record.image_digest = made.image_digest;
+            }
+            record
+        })
+        .collect()
+}
+
+/// The specs that failed their gate in this deployment.
+pub(super) fn quarantined(
+    execution: &Execution,
+    made: &BTreeMap<ComponentName, Made>,
+    switching: &Switching,
+) -> Vec<Quarantined> {
+    switching
+        .failed
+        .iter()
+        .filter(|(_, failure)| matches!(failure, PartFailure::Gate(_)))
+        .filter_map(|(component, failure)| {
+            let made = made.get(component)?;
+            let after = execution.action(component)?.after.as_ref()?;
+            Some(Quarantined {
+                key: execution.key(component),
+                spec_digest: after.spec_digest,
+                image_id: made.image.clone(),
+                deployment: execution.id.clone(),
+                at: execution.context.clock.now(),
+                reason: failure_chain(failure),
+            })
+        })
+        .collect()
+}
+
+/// The end of a deployment, with an event for each component that it did something to.
+pub(super) fn finish(
+    execution: &Execution,
+    row: &DeploymentRow,
+    records: &[ComponentRecord],
+    quarantined: Vec<Quarantined>,
+) -> Finish {
+    let mut finish = finish_bare(row);
+    finish.records = records.to_vec();
+    finish.quarantined = quarantined;
+    for record in records {
+        if matches!(record.outcome.as_str(), "unchanged" | "not-reached") {
+            continue;
+        }
+        let changes: Vec<String> = record.changes.iter().map(ToString::to_string).collect();
+        let mut message = format!(
+            "{} {}",
+            execution.key(&record.component),
+            past(&record.action, &record.outcome)
+        );
+        if let Some(error) = &record.error {
+            message.push_str(&format!(": {error}"));
+        } else if !changes.is_empty() {
+            message.push_str(&format!(": {}", changes.join(", ")));
+        }
+        finish.events.push(NewEvent {
+            at: finish.at,
+            service: Some(row.service.clone()),
+            component: Some(record.component.clone()),
+            kind: record.outcome.clone(),
+            reason: record.action.clone(),
+            message,
+            revision: record.to_revision.or(record.from_revision),
+            data: serde_json::json!({
+                "deployment_id": row.id.as_str(),
+                "actor": row.actor,
+                "trigger": row.trigger.as_str(),
+            }),
+        });
+    }
+    if finish.events.is_empty() || row.error.is_some() {
+        let outcome = row.outcome.map_or("running", Outcome::as_str);
+        finish.events.push(NewEvent {
+            at: finish.at,
+            service: Some(row.service.clone()),
+            component: None,
+            kind: format!("deployment-{outcome}"),
+            reason: row.trigger.as_str().to_owned(),
+            message: match &row.error {
+                Some(error) => format!("{} {outcome}: {error}", row.service),
+                None => format!("{} {outcome}", row.service),
+            },
+            revision: row.revision,
+            data: serde_json::json!({
+                "deployment_id": row.id.as_str(),
+                "actor": row.actor,
+                "trigger": row.trigger.as_str(),
+            }),
+        });
+    }
+    finish
+}
+
+/// What was done, for a sentence.
+fn past<'a>(action: &'a str, outcome: &'a str) -> &'a str {
+    match (action, outcome) {
+        ("create", "deployed") => "created",
+        ("replace", "deployed") => "replaced",
+        ("restart", "deployed") => "restarted",
+        ("signal", "deployed") => "signalled",
+        ("start", "deployed") => "started",
+        ("none", "deployed") => "updated",
+        (_, "rolled-back") => "rolled back",
+        (_, outcome) => outcome,
+    }
+}
+
+/// The end of a deployment that did nothing.
+pub(super) fn finish_bare(row: &DeploymentRow) -> Finish {
+    Finish {
+        id: row.id.clone(),
+        state: row.state,
+        outcome: row.outcome.unwrap_or(match row.state {
+            DeploymentState::Superseded => Outcome::Superseded,
+            _ => Outcome::Aborted,
+        }),
+        error: row.error.clone(),
+        records: Vec::new(),
+        quarantined: Vec::new(),
+        events: Vec::new(),
+        at: row.finished_at.unwrap_or(row.created_at),
+    }
+}

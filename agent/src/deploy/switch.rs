@@ -1,0 +1,460 @@
+//! Switching: after the line, a component at a time in the order of dependencies, independent ones
+//! side by side.
+//!
+//! Each call settles doubt by looking, so that a switch that a crash cut off is simply made again:
+//! what is done already stays done.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use mcp_spec::component::OnChange;
+use mcp_spec::name::{ComponentKey, ComponentName};
+use mcp_spec::observed::{ContainerId, LiveContainer};
+use mcp_spec::plan::{Action, ActionKind};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::context::Settled;
+use super::execute::Execution;
+use super::failure::PartFailure;
+use super::gate;
+use super::prepare::{Made, blocking, generation_name};
+use crate::registry::StepPhase;
+use crate::runtime::RuntimeError;
+
+/// The journal's word for one component's switch.
+pub(super) const STEP_SWITCH: &str = "switch";
+
+/// One component after its switch.
+#[derive(Debug, Clone)]
+pub(super) struct Switched {
+    /// The container after its gate; `None` where it was stopped or removed.
+    pub live: Option<LiveContainer>,
+    /// How long nothing ran, where something ran before.
+    pub downtime: Duration,
+    /// How long switch and gate took.
+    pub duration: Duration,
+}
+
+/// How far a component's dependants may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Waiting,
+    Passed,
+    Failed,
+}
+
+/// What came of each component, in the order in which they were touched.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// Those that passed.
+    pub switched: BTreeMap<ComponentName, Switched>,
+    /// Those that failed or were not reached.
+    pub failed: BTreeMap<ComponentName, PartFailure>,
+}
+
+/// Switches every component of the plan.
+pub(super) async fn switch_all(
+    execution: &Execution,
+    made: &BTreeMap<ComponentName, Made>,
+    deadline: Instant,
+) -> Outcome {
+    let actions: Vec<&Action> = execution
+        .plan
+        .actions
+        .iter()
+        .filter(|action| action.kind != ActionKind::None || !action.files.is_empty())
+        .collect();
+    let turns: BTreeMap<&ComponentName, watch::Sender<Turn>> = actions
+        .iter()
+        .map(|action| (&action.component, watch::channel(Turn::Waiting).0))
+        .collect();
+    let results = join_all(actions.iter().map(|action| {
+        let first = predecessors(execution, action, &actions);
+        let waits: Vec<(&ComponentName, watch::Receiver<Turn>)> = first
+            .into_iter()
+            .filter_map(|name| turns.get(name).map(|turn| (name, turn.subscribe())))
+            .collect();
+        let turn = &turns[&action.component];
+        async move {
+            let result = in_turn(execution, action, made, waits, deadline).await;
+            turn.send_replace(if result.is_ok() {
+                Turn::Passed
+            } else {
+                Turn::Failed
+            });
+            (action.component.clone(), result)
+        }
+    }))
+    .await;
+    let mut outcome = Outcome::default();
+    for (component, result) in results {
+        match result {
+            Ok(switched) => {
+                outcome.switched.insert(component, switched);
+            }
+            Err(failure) => {
+                outcome.failed.insert(component, failure);
+            }
+        }
+    }
+    outcome
+}
+
+/// The components that come before this one: what it depends on, and, where it is stopped, what
+/// depends on it.
+fn predecessors<'a>(
+    execution: &'a Execution,
+    action: &'a Action,
+    actions: &[&'a Action],
+) -> BTreeSet<&'a ComponentName> {
+    let ends = |action: &Action| matches!(action.kind, ActionKind::Stop | ActionKind::Remove);
+    if ends(action) {
+        return actions
+            .iter()
+            .filter(|other| ends(other))
+            .filter(|other| {
+                execution
+                    .old_specs
+                    .get(&other.component)
+                    .is_some_and(|spec| spec.depends_on.contains(&action.component))
+            })
+            .map(|other| &other.component)
+            .collect();
+    }
+    action
+        .after
+        .as_ref()
+        .map(|after| after.spec.depends_on.iter().collect())
+        .unwrap_or_default()
+}
+
+async fn in_turn(
+    execution: &Execution,
+    action: &Action,
+    made: &BTreeMap<ComponentName, Made>,
+    waits: Vec<(&ComponentName, watch::Receiver<Turn>)>,
+    deadline: Instant,
+) -> Result<Switched, PartFailure> {
+    for (dependency, mut turn) in waits {
+        let passed = turn
+            .wait_for(|turn| *turn != Turn::Waiting)
+            .await
+            .is_ok_and(|turn| *turn == Turn::Passed);
+        if !passed {
+            return Err(PartFailure::Dependency {
+                dependency: dependency.clone(),
+            });
+        }
+    }
+    if execution.gives_up() {
+        return Err(PartFailure::NotReached);
+    }
+    let began = Instant::now();
+    let result = one(execution, action, made.get(&action.component), deadline, began).await;
+    if let Err(failure) = &result {
+        if !matches!(failure, PartFailure::NotReached) {
+            execution
+                .feed
+                .tell(Some(&action.component), "failed", failure.to_string());
+            execution.give_up();
+        }
+    }
+    result
+}
+
+async fn one(
+    execution: &Execution,
+    action: &Action,
+    made: Option<&Made>,
+    deadline: Instant,
+    began: Instant,
+) -> Result<Switched, PartFailure> {
+    let key = execution.key(&action.component);
+    let slot = execution
+        .context
+        .slots
+        .acquire()
+        .await
+        .map_err(|_| PartFailure::NotReached)?;
+    if execution.gives_up() {
+        return Err(PartFailure::NotReached);
+    }
+    execution.touch(&action.component);
+    execution
+        .journal(vec![execution.step(
+            Some(&action.component),
+            STEP_SWITCH,
+            StepPhase::Begun,
+            &action.kind,
+        )])
+        .await?;
+    let mut downtime = Duration::ZERO;
+    let container = match action.kind {
+        ActionKind::Create | ActionKind::Replace => {
+            let made = made.ok_or(PartFailure::NotReached)?;
+            let down_since = take_over(execution, &key, action, made, deadline).await?;
+            start(execution, &action.component, &made.container, deadline).await?;
+            downtime = down_since.map_or(Duration::ZERO, |since| since.elapsed());
+            Some(made.container.clone())
+        }
+        ActionKind::Restart => {
+            let before = action.before.as_ref().ok_or(PartFailure::NotReached)?;
+            exchange_files(execution, &key, action, before.generation).await?;
+            let since = Instant::now();
+            execution.goes_down(&action.component);
+            stop(execution, action, &before.container, deadline).await?;
+            start(execution, &action.component, &before.container, deadline).await?;
+            downtime = since.elapsed();
+            Some(before.container.clone())
+        }
+        ActionKind::Signal => {
+            let before = action.before.as_ref().ok_or(PartFailure::NotReached)?;
+            exchange_files(execution, &key, action, before.generation).await?;
+            send_signals(execution, action, &before.container).await?;
+            Some(before.container.clone())
+        }
+        ActionKind::Start => {
+            let before = action.before.as_ref().ok_or(PartFailure::NotReached)?;
+            start(execution, &action.component, &before.container, deadline).await?;
+            Some(before.container.clone())
+        }
+        ActionKind::Stop | ActionKind::Remove => {
+            if let Some(before) = action.before.as_ref().filter(|before| before.present) {
+                stop(execution, action, &before.container, deadline).await?;
+            }
+            None
+        }
+        ActionKind::None => {
+            if let Some(before) = &action.before {
+                exchange_files(execution, &key, action, before.generation).await?;
+            }
+            None
+        }
+    };
+    let live = match &container {
+        Some(container) => Some(look(execution, container).await?),
+        None => None,
+    };
+    drop(slot);
+    let live = match (live, &action.after) {
+        (Some(live), Some(after)) => {
+            let passing = gate::pass(
+                &execution.context,
+                &execution.feed,
+                &key,
+                &after.spec,
+                &live,
+                deadline,
+            );
+            let passed = tokio::select! {
+                biased;
+                // Another component failed: this one will be put back, whatever its gate says.
+                () = execution.given_up() => return Err(PartFailure::NotReached),
+                passed = passing => passed?,
+            };
+            let word = if after.spec.kind.is_job() {
+                "completed"
+            } else {
+                "healthy"
+            };
+            execution.feed.tell(Some(&action.component), word, "");
+            Some(passed)
+        }
+        (live, _) => live,
+    };
+    Ok(Switched {
+        live,
+        downtime,
+        duration: began.elapsed(),
+    })
+}
+
+/// Gives the new container the name and stops the old one. Tells since when nothing runs.
+async fn take_over(
+    execution: &Execution,
+    key: &ComponentKey,
+    action: &Action,
+    made: &Made,
+    deadline: Instant,
+) -> Result<Option<Instant>, PartFailure> {
+    let name = key.container_name();
+    let mut since = None;
+    if let Some(before) = action.before.as_ref().filter(|before| before.present) {
+        rename(
+            execution,
+            &before.container,
+            &generation_name(key, before.generation),
+            deadline,
+        )
+        .await?;
+        if made.name != name {
+            rename(execution, &made.container, &name, deadline).await?;
+        }
+        if before.running {
+            since = Some(Instant::now());
+            execution.goes_down(&action.component);
+            stop(execution, action, &before.container, deadline).await?;
+        }
+    } else if made.name != name {
+        rename(execution, &made.container, &name, deadline).await?;
+    }
+    Ok(since)
+}
+
+/// Renames a container; one that has the name already is done.
+pub(super) async fn rename(
+    execution: &Execution,
+    container: &ContainerId,
+    name: &str,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    let runtime = &execution.context.runtime;
+    let settled = execution
+        .context
+        .settle(
+            container.as_str(),
+            deadline,
+            || runtime.rename(container, name),
+            |live| live.is_some_and(|live| live.name == name),
+        )
+        .await;
+    done(settled, "renaming the container")
+}
+
+/// Starts a container and tells so.
+pub(super) async fn start(
+    execution: &Execution,
+    component: &ComponentName,
+    container: &ContainerId,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    execution.feed.tell(Some(component), "starting", "");
+    let runtime = &execution.context.runtime;
+    let settled = execution
+        .context
+        .settle(
+            container.as_str(),
+            deadline,
+            || runtime.start(container),
+            |live| live.is_some_and(|live| live.state.is_running()),
+        )
+        .await;
+    done(settled, "starting the container")
+}
+
+/// Stops a container and tells so; one that is gone is stopped.
+pub(super) async fn stop(
+    execution: &Execution,
+    action: &Action,
+    container: &ContainerId,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    execution.feed.tell(Some(&action.component), "stopping", "");
+    let grace = action
+        .before
+        .as_ref()
+        .map_or(Duration::from_secs(10), |before| {
+            before.stop_timeout.as_duration()
+        });
+    stop_container(execution, container, grace, deadline).await
+}
+
+/// Stops a container; one that is gone is stopped.
+pub(super) async fn stop_container(
+    execution: &Execution,
+    container: &ContainerId,
+    grace: Duration,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    let runtime = &execution.context.runtime;
+    let settled = execution
+        .context
+        .settle(
+            container.as_str(),
+            deadline,
+            || runtime.stop(container, grace),
+            |live| live.is_none_or(|live| !live.state.is_running()),
+        )
+        .await;
+    done(settled, "stopping the container")
+}
+
+fn done(settled: Settled, doing: &'static str) -> Result<(), PartFailure> {
+    match settled {
+        Settled::Done => Ok(()),
+        Settled::Failed(source) => Err(PartFailure::Engine { doing, source }),
+    }
+}
+
+async fn look(execution: &Execution, container: &ContainerId) -> Result<LiveContainer, PartFailure> {
+    let doing = "looking at the container";
+    execution
+        .context
+        .runtime
+        .inspect(container.as_str())
+        .await
+        .and_then(|live| {
+            live.ok_or(RuntimeError::NotFound {
+                what: format!("container {}", container.short()),
+            })
+        })
+        .map_err(|source| PartFailure::Engine { doing, source })
+}
+
+/// Puts the changed files where the container mounts them.
+async fn exchange_files(
+    execution: &Execution,
+    key: &ComponentKey,
+    action: &Action,
+    generation: u64,
+) -> Result<(), PartFailure> {
+    let Some(after) = &action.after else {
+        return Ok(());
+    };
+    let in_place = action.kind != ActionKind::Restart;
+    for (target, _) in &action.files {
+        let Some(file) = after.spec.files.get(target) else {
+            continue;
+        };
+        let bytes = execution.file_bytes(after.revision, &file.from).await?;
+        let (staging, key, target, file) = (
+            execution.context.staging.clone(),
+            key.clone(),
+            target.clone(),
+            file.clone(),
+        );
+        blocking(move || staging.exchange(&key, generation, &target, &file, &bytes, in_place))
+            .await?;
+    }
+    Ok(())
+}
+
+/// Sends each signal that the changed files ask for, once.
+pub(super) async fn send_signals(
+    execution: &Execution,
+    action: &Action,
+    container: &ContainerId,
+) -> Result<(), PartFailure> {
+    let signals: BTreeSet<&String> = action
+        .files
+        .iter()
+        .filter_map(|(_, on_change)| match on_change {
+            OnChange::Signal(signal) => Some(signal),
+            _ => None,
+        })
+        .collect();
+    for signal in signals {
+        execution
+            .context
+            .runtime
+            .signal(container, signal)
+            .await
+            .map_err(|source| PartFailure::Engine {
+                doing: "signalling the container",
+                source,
+            })?;
+    }
+    Ok(())
+}
