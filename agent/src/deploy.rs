@@ -451,7 +451,13 @@ impl DeployerTask {
         if let Some(feed) = feed {
             return Ok(Taken::Feed(feed));
         }
-        let components = self.context.registry.records(row.id.clone()).await?;
+        let components = self
+            .context
+            .registry
+            .records(vec![row.id.clone()])
+            .await?
+            .remove(&row.id)
+            .unwrap_or_default();
         Ok(Taken::Ended(Arc::new(Ended { row, components })))
     }
 

@@ -11,6 +11,7 @@ use mcp_spec::name::ComponentKey;
 use mcp_spec::revision::CommitId;
 use thiserror::Error;
 
+use crate::blocking::blocking;
 use crate::desired::Desired;
 use crate::registry::{
     NewEvent, Registry, RegistryError, RevisionRow, RevisionSource, SpecChange,
@@ -175,11 +176,4 @@ fn compare(
             }
         }
     }
-}
-
-/// Runs disk work off the async threads.
-async fn blocking<T: Send + 'static, E: Send + 'static>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, E> {
-    crate::deploy::blocking(work).await
 }

@@ -19,12 +19,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub mod auth;
+pub mod blocking;
 pub mod check;
 pub mod clock;
 pub mod config;
+pub mod deploy;
+pub mod desired;
 pub mod init;
+pub mod intake;
 pub mod lock;
 pub mod node;
+pub mod planning;
 pub mod registry;
 pub mod revisions;
 pub mod rpc;

@@ -21,7 +21,7 @@ use mcp_spec::policy::Policy;
 use mcp_spec::revision::CommitId;
 use thiserror::Error;
 
-use crate::deploy::blocking;
+use crate::blocking::blocking;
 use crate::desired::{Desired, DesiredError};
 use crate::registry::{DeployedRow, HistoryRow, Registry, RegistryError, Trigger};
 use crate::revisions::{ResolveError, RevisionStore};

@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 use super::execute::Execution;
 use super::failure::PartFailure;
-use super::prepare::{Made, blocking, generation_name};
+use super::prepare::{Made, generation_name};
 use super::switch::{rename, send_signals, start, stop_container};
+use crate::blocking::blocking;
 use crate::runtime::LogOptions;
 
 /// How long compensation waits for an engine that is away.

@@ -14,7 +14,6 @@ use super::stage::Staging;
 use crate::clock::Clock;
 use crate::registry::Registry;
 use crate::revisions::RevisionStore;
-use crate::runtime::prober::Prober;
 use crate::runtime::{EngineFacts, Runtime, RuntimeError};
 use crate::watch::Sightings;
 
@@ -38,8 +37,6 @@ pub struct Context {
     pub clock: Arc<dyn Clock>,
     /// Staged files.
     pub staging: Staging,
-    /// Probes of health checks.
-    pub prober: Prober,
     /// Where services keep their data: the agent makes `SERVICES_DIR/SERVICE` at a first deploy.
     pub services_dir: PathBuf,
     /// Permits of steps that load the engine; waiting at a gate holds none.

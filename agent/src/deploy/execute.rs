@@ -27,8 +27,9 @@ use super::context::Context;
 use super::failure::PartFailure;
 use super::feed::{Ended, Feed};
 use super::outcome;
-use super::prepare::{Befallen, Made, blocking, keep_tag, prepare};
+use super::prepare::{Befallen, Made, keep_tag, prepare};
 use super::switch::{Outcome as Switching, Switched, switch_all};
+use crate::blocking::blocking;
 use crate::registry::{
     ComponentRecord, DeployedRow, DeploymentId, DeploymentRow, DeploymentState, Outcome,
     Quarantined, RegistryError, StepPhase, StepRow, StopOverride, Trigger,
@@ -485,12 +486,7 @@ impl Execution {
                         let (staging, key) =
                             (self.context.staging.clone(), self.key(&action.component));
                         let (generation, files) = (before.generation, after.spec.files.clone());
-                        let settled: Result<(), ()> = blocking(move || {
-                            staging.settle(&key, generation, &files);
-                            Ok(())
-                        })
-                        .await;
-                        drop(settled);
+                        blocking(move || staging.settle(&key, generation, &files)).await;
                     }
                 }
                 _ => {}

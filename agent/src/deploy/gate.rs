@@ -10,11 +10,12 @@ use mcp_spec::component::{ComponentSpec, Health, Kind};
 use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::{ContainerState, LiveContainer};
 use thiserror::Error;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::context::Context;
 use super::feed::Feed;
 use crate::runtime::RuntimeError;
+use crate::runtime::prober::{ProbeOutcome, probe};
 use crate::watch::process::{Opened, ProcessWatch};
 
 /// Shortest time between two probes: the design's bound for `start_period`.
@@ -140,16 +141,19 @@ async fn healthy(
         + (health.interval.as_duration() + health.timeout.as_duration()) * health.retries;
     let until = (began + patience).min(deadline);
     let mut failures = 0;
-    let mut last = String::from("no check has answered yet");
+    let mut last;
     loop {
-        let probe = context.prober.probe(health, spec, live);
-        match timeout(health.timeout.as_duration(), probe).await {
-            Ok(outcome) if outcome.ok => {
-                return Ok(());
-            }
-            Ok(outcome) => last = outcome.detail,
-            Err(_) => last = format!("no answer within {}", health.timeout),
+        let outcome = match context.facts() {
+            Some(facts) => probe(context.runtime.as_ref(), &facts, spec, health, live).await,
+            None => ProbeOutcome {
+                ok: false,
+                detail: "the engine has not answered yet".to_owned(),
+            },
+        };
+        if outcome.ok {
+            return Ok(());
         }
+        last = outcome.detail;
         let now = Instant::now();
         if now >= grace {
             failures += 1;

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::context::Context;
 use super::execute::Execution;
 use super::failure::PartFailure;
+use crate::blocking::blocking;
 use crate::registry::{StepPhase, StepRow};
 use crate::runtime::{ContainerRequest, ImageFacts, KeepTag, RuntimeError};
 
@@ -516,17 +517,4 @@ pub(super) async fn stage(
         blocking(move || staging.write(&key, generation, &target, &file, &bytes)).await?;
     }
     Ok(())
-}
-
-/// Runs disk work off the async threads.
-pub(super) async fn blocking<T: Send + 'static, E: Send + 'static>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, E> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => unreachable!("blocking work is never cancelled"),
-        },
-    }
 }

@@ -19,7 +19,8 @@ use super::context::Settled;
 use super::execute::Execution;
 use super::failure::PartFailure;
 use super::gate;
-use super::prepare::{Made, blocking, generation_name};
+use super::prepare::{Made, generation_name};
+use crate::blocking::blocking;
 use crate::registry::StepPhase;
 use crate::runtime::RuntimeError;
 
