@@ -2,6 +2,8 @@
 //!
 //! `convert` turns messages into domain types and back, and is the only place that trusts nothing.
 
+pub mod convert;
+
 /// The generated code of package `mcp.v1`.
 #[allow(
     missing_docs,
