@@ -23,8 +23,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub mod context;
 mod compensate;
+pub mod context;
 mod execute;
 mod failure;
 pub mod feed;
@@ -194,7 +194,12 @@ impl Deployer {
     /// Cancels a deployment that has not crossed the line.
     pub async fn cancel(&self, id: DeploymentId) -> Cancelled {
         let (reply, answer) = oneshot::channel();
-        if self.commands.send(Command::Cancel(id, reply)).await.is_err() {
+        if self
+            .commands
+            .send(Command::Cancel(id, reply))
+            .await
+            .is_err()
+        {
             return Cancelled::Unknown;
         }
         answer.await.unwrap_or(Cancelled::Unknown)
@@ -374,7 +379,10 @@ impl DeployerTask {
                 drop(reply.send(taken));
             }
             Command::Cancel(id, reply) => {
-                drop(reply.send(self.cancel(&id).await));
+                // A client that went away changes nothing.
+                if reply.send(self.cancel(&id).await).is_err() {
+                    tracing::debug!(deployment = %id, "nobody waits for the cancellation");
+                }
             }
             Command::Revive(revive, reply) => self.revive(revive, reply),
         }
@@ -434,7 +442,11 @@ impl DeployerTask {
         if free {
             self.begin(waiting, false).await;
         } else {
-            feed.tell(None, "queued", "another deployment of the service is under way");
+            feed.tell(
+                None,
+                "queued",
+                "another deployment of the service is under way",
+            );
             self.supersede(&service, &waiting).await;
             if let Some(lane) = self.lanes.get_mut(&service) {
                 lane.queue.push_back(waiting);
@@ -748,4 +760,3 @@ async fn start_again(context: &Context, revive: &Revive) -> Revived {
         Err(error) => Revived::Failed(error),
     }
 }
-

@@ -13,9 +13,7 @@ use thiserror::Error;
 
 use crate::blocking::blocking;
 use crate::desired::Desired;
-use crate::registry::{
-    NewEvent, Registry, RegistryError, RevisionRow, RevisionSource, SpecChange,
-};
+use crate::registry::{NewEvent, Registry, RegistryError, RevisionRow, RevisionSource, SpecChange};
 use crate::revisions::{ReadError, RevisionStore, VerifiedRevision};
 
 /// Why an accepted revision could not be written down.
@@ -89,7 +87,9 @@ pub async fn take_in(
         })
         .into_iter()
         .collect();
-    registry.record_revisions(rows, head, changes, events).await?;
+    registry
+        .record_revisions(rows, head, changes, events)
+        .await?;
     Ok(count)
 }
 
@@ -131,7 +131,12 @@ fn changes(desired: &Desired, new: &[VerifiedRevision]) -> Vec<SpecChange> {
             continue;
         };
         let empty = DesiredSet::default();
-        compare(commit, before.as_deref().unwrap_or(&empty), &after, &mut changes);
+        compare(
+            commit,
+            before.as_deref().unwrap_or(&empty),
+            &after,
+            &mut changes,
+        );
         last = Some((commit, after));
     }
     changes

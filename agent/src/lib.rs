@@ -38,15 +38,25 @@ pub mod source;
 pub mod tls;
 pub mod watch;
 
+use arc_swap::ArcSwapOption;
 use auth::issuer::{Issuer, IssuerKeyError};
 use auth::issuers::Issuers;
 use auth::token::{JwkError, TrustedIssuer, Verifier, read_jwks};
+use clock::{Clock, SystemClock};
 use config::{AuthConfig, Config};
+use deploy::stage::Staging;
+use deploy::{Context, Deployer, DeployerDied};
+use desired::Desired;
+use intake::Origin;
 use lock::{DataDirLock, LockError};
-use registry::{Registry, RegistryError};
+use planning::Planner;
+use registry::{Registry, RegistryError, RevisionSource};
 use revisions::{Accepted, RevisionStore, TrustRoots};
+use runtime::docker::{DockerRuntime, EngineSocket};
+use runtime::{EngineFacts, Runtime};
 use source::{Source, Way};
 use tls::{Certificate, CertificateError};
+use watch::{Busy, Watch};
 
 /// How long running calls, and then other work, may take to end once the agent was told to.
 const GRACE: Duration = Duration::from_secs(5);
@@ -62,8 +72,22 @@ pub struct Agent {
     pub verifier: Arc<Issuers>,
     /// The accepted revisions.
     pub revisions: Arc<RevisionStore>,
-    /// What the agent knows.
+    /// Their compiled definitions.
+    pub desired: Arc<Desired>,
+    /// What was deployed and what was seen of it.
     pub registry: Registry,
+    /// The engine.
+    pub runtime: Arc<dyn Runtime>,
+    /// Its facts, once it has answered.
+    pub engine: Arc<ArcSwapOption<EngineFacts>>,
+    /// What runs.
+    pub watch: Watch,
+    /// Makes plans.
+    pub planner: Arc<Planner>,
+    /// Changes containers.
+    pub deployer: Deployer,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
     /// The upstream's state.
     pub source: Source,
     /// Work that goes on though its caller went away; the agent waits for it at its end.
@@ -76,6 +100,19 @@ impl Agent {
     /// What follows from a new head.
     pub async fn arrived(&self, way: Way, by: &str, accepted: &Accepted) {
         tracing::info!(?way, by, head = %accepted.head, new = accepted.new_commits.len(), "new head");
+        let origin = Origin {
+            source: match way {
+                Way::Push => RevisionSource::Push,
+                Way::Fetch => RevisionSource::Fetch,
+            },
+            by: by.to_owned(),
+            at: self.clock.now(),
+        };
+        let taken = intake::take_in(&self.registry, &self.revisions, &self.desired, origin).await;
+        if let Err(error) = taken {
+            // The repository has it: the next arrival or the next start makes up for this.
+            tracing::error!(error = %error_chain(&error), "a revision could not be written down");
+        }
     }
 }
 
@@ -100,9 +137,18 @@ pub enum RunError {
     /// The registry cannot be opened.
     #[error(transparent)]
     OpenRegistry(#[from] registry::OpenError),
-    /// The registry takes no writes any more.
+    /// The registry failed while the agent started, or takes no more writes.
     #[error("the registry failed")]
     Registry(#[from] RegistryError),
+    /// The revisions could not be written into the registry.
+    #[error("the registry cannot catch up with the repository")]
+    Intake(#[from] intake::IntakeError),
+    /// A deployment's task died.
+    #[error(transparent)]
+    Deployer(#[from] DeployerDied),
+    /// The engine's socket cannot be used.
+    #[error(transparent)]
+    Socket(#[from] runtime::docker::SocketError),
     /// The address cannot be listened on.
     #[error("cannot listen on {listen}")]
     Listen {
@@ -133,9 +179,11 @@ impl RunError {
             Self::Certificate(error) => error.hint(),
             Self::Issuers(error) => error.hint(),
             Self::Trust(error) => error.hint(),
+            Self::Socket(_) => "mend runtime.socket in agent.toml".to_owned(),
+            Self::Deployer(_) => "start the agent again: it finishes what was under way".to_owned(),
             Self::Revisions(_) => "restore the data directory from a backup".to_owned(),
             Self::OpenRegistry(error) => open_registry_hint(error),
-            Self::Registry(_) => {
+            Self::Registry(_) | Self::Intake(_) => {
                 "look at the disk of the data directory, then start the agent again".to_owned()
             }
             Self::Listen { .. } => {
@@ -344,11 +392,57 @@ pub async fn run(
     let address = listener
         .local_addr()
         .map_err(|source| RunError::Listen { listen, source })?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let desired = Arc::new(Desired::new(config.node.clone(), revisions.clone()));
+    let origin = Origin {
+        source: RevisionSource::Rebuild,
+        by: "agent".to_owned(),
+        at: clock.now(),
+    };
+    intake::take_in(&registry, &revisions, &desired, origin).await?;
+    let socket: EngineSocket = config.runtime.socket_url().parse()?;
+    let runtime: Arc<dyn Runtime> = Arc::new(DockerRuntime::new(socket));
+    let engine = Arc::new(ArcSwapOption::empty());
+    let watch = Watch::new(runtime.clone(), clock.clone());
+    let busy = Busy::default();
+    let context = Arc::new(Context {
+        node: config.node.clone(),
+        runtime: runtime.clone(),
+        engine: engine.clone(),
+        registry: registry.clone(),
+        revisions: revisions.clone(),
+        clock: clock.clone(),
+        staging: Staging::new(&config.data_dir),
+        services_dir: config.services_dir.clone(),
+        slots: tokio::sync::Semaphore::new(config.runtime.concurrency),
+        sightings: watch.sightings(),
+    });
+    let (deployer, mut deploying) = deploy::deployer(context, busy.clone());
+    deploying.recover().await?;
+    let planner = Arc::new(Planner {
+        node: config.node.clone(),
+        registry: registry.clone(),
+        revisions: revisions.clone(),
+        desired: desired.clone(),
+        watch: watch.clone(),
+        runtime: runtime.clone(),
+        policy: config.policy.clone(),
+        data_dir: config.data_dir.clone(),
+        services_dir: config.services_dir.clone(),
+        max_age: config.watch.resync.as_duration() * 2,
+    });
     let agent = Arc::new(Agent {
-        started_at: Timestamp::now(),
+        started_at: clock.now(),
         verifier,
         revisions,
+        desired,
         registry,
+        runtime,
+        engine,
+        watch,
+        planner,
+        deployer,
+        clock,
         source: Source::default(),
         work: TaskTracker::new(),
         shutdown: shutdown.clone(),
@@ -385,7 +479,10 @@ pub async fn run(
             Ok(())
         });
     }
-    ready(address, "engine unknown");
+    let stop = tasks.shutdown.child_token();
+    tasks.spawn("deployer", async { Ok(deploying.run(stop).await?) });
+    let engine = meet_engine(&agent).await;
+    ready(address, &engine);
     let ended = tasks.finish().await;
     agent.work.close();
     if tokio::time::timeout(GRACE, agent.work.wait())
@@ -395,6 +492,21 @@ pub async fn run(
         tracing::warn!("work was still under way; the next start takes it up");
     }
     ended
+}
+
+/// Asks the engine who it is. One that is away is asked again by the watch.
+async fn meet_engine(agent: &Agent) -> String {
+    match agent.runtime.facts().await {
+        Ok(facts) => {
+            let text = format!("{} {}", facts.name.as_str(), facts.version);
+            agent.engine.store(Some(Arc::new(facts)));
+            text
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the engine does not answer yet");
+            format!("{} away", agent.config.runtime.engine.as_str())
+        }
+    }
 }
 
 async fn serve(

@@ -145,7 +145,9 @@ impl PlanError {
             Self::Desired(_) | Self::Registry(_) => {
                 "look at the agent's log and disk: mcp-agent check".to_owned()
             }
-            Self::Image { .. } => "look whether the registry can be reached from the node".to_owned(),
+            Self::Image { .. } => {
+                "look whether the registry can be reached from the node".to_owned()
+            }
         }
     }
 }
@@ -474,8 +476,8 @@ impl Planner {
     }
 
     fn policy_digest(&self) -> Digest {
-        let text =
-            serde_json::to_vec(&self.policy).expect("a policy holds only strings, numbers and lists");
+        let text = serde_json::to_vec(&self.policy)
+            .expect("a policy holds only strings, numbers and lists");
         Digest::of(&text)
     }
 

@@ -44,8 +44,7 @@ mod tests;
 
 pub use audit::AuditRow;
 pub use components::{
-    Advanced, CommitDeployment, DeployedRow, HistoryEntry, HoldRow, ServiceSettings, SetDeployed,
-    StopOverride,
+    Advanced, CommitDeployment, DeployedRow, HistoryEntry, HoldRow, SetDeployed, StopOverride,
 };
 pub use deployments::{
     Admission, ComponentRecord, DeploymentId, DeploymentIdError, DeploymentRow, DeploymentState,

@@ -18,9 +18,13 @@ use crate::Agent;
 use crate::tls::Incoming;
 
 pub mod authenticate;
+mod components;
+mod deployments;
 mod node;
+mod registry;
 mod revisions;
 pub mod status;
+mod workloads;
 
 use authenticate::Authenticate;
 
@@ -56,6 +60,15 @@ async fn routes(agent: &Arc<Agent>) -> Routes {
     ))));
     routes.add_service(bounded!(v1::revisions_server::RevisionsServer::new(
         revisions::Revisions::new(Arc::clone(agent))
+    )));
+    routes.add_service(bounded!(v1::deployments_server::DeploymentsServer::new(
+        deployments::Deployments::new(Arc::clone(agent))
+    )));
+    routes.add_service(bounded!(v1::registry_server::RegistryServer::new(
+        registry::Registry::new(Arc::clone(agent))
+    )));
+    routes.add_service(bounded!(v1::workloads_server::WorkloadsServer::new(
+        workloads::Workloads::new(Arc::clone(agent))
     )));
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_service_status("", ServingStatus::Serving).await;

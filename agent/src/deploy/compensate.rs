@@ -183,7 +183,9 @@ pub(super) async fn last_lines(execution: &Execution, container: &ContainerId) -
         }
         kept
     };
-    tokio::time::timeout(LOG_WAIT, read).await.unwrap_or_default()
+    tokio::time::timeout(LOG_WAIT, read)
+        .await
+        .unwrap_or_default()
 }
 
 /// Removes the new containers of components that were put back to an old one.

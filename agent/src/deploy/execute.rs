@@ -147,7 +147,11 @@ impl Execution {
     }
 
     /// Ties the execution to those who may cancel it or take its place.
-    pub(super) fn cancelled_by(mut self, cancelled: CancellationToken, superseded: Arc<AtomicU8>) -> Self {
+    pub(super) fn cancelled_by(
+        mut self,
+        cancelled: CancellationToken,
+        superseded: Arc<AtomicU8>,
+    ) -> Self {
         self.cancelled = cancelled;
         self.superseded = superseded;
         self
@@ -160,14 +164,21 @@ impl Execution {
 
     /// Notes that a component's old container is being stopped.
     pub(super) fn goes_down(&self, component: &ComponentName) {
-        let mut down = self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut down = self
+            .down_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         down.entry(component.clone()).or_insert_with(Instant::now);
     }
 
     /// How long nothing of a component has run.
     pub(super) fn down_for(&self, component: &ComponentName) -> std::time::Duration {
-        let down = self.down_since.lock().unwrap_or_else(PoisonError::into_inner);
-        down.get(component).map_or(std::time::Duration::ZERO, Instant::elapsed)
+        let down = self
+            .down_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        down.get(component)
+            .map_or(std::time::Duration::ZERO, Instant::elapsed)
     }
 
     pub(super) fn key(&self, component: &ComponentName) -> ComponentKey {
@@ -240,7 +251,11 @@ impl Execution {
     }
 
     pub(super) async fn journal(&self, rows: Vec<StepRow>) -> Result<(), PartFailure> {
-        self.context.registry.journal(rows).await.map_err(Into::into)
+        self.context
+            .registry
+            .journal(rows)
+            .await
+            .map_err(Into::into)
     }
 
     /// The bytes of a repository file at a revision.
@@ -288,7 +303,12 @@ impl Execution {
         if let Err(error) = self
             .context
             .registry
-            .set_state(self.id.clone(), DeploymentState::Switching, Some(now), Vec::new())
+            .set_state(
+                self.id.clone(),
+                DeploymentState::Switching,
+                Some(now),
+                Vec::new(),
+            )
             .await
         {
             return self.abort(row, Abort::Registry(error)).await;
@@ -346,7 +366,10 @@ impl Execution {
             by: self.order.actor.clone(),
             at: self.context.clock.now(),
         };
-        self.context.registry.set_stop(keys, Some(stop), Vec::new()).await
+        self.context
+            .registry
+            .set_stop(keys, Some(stop), Vec::new())
+            .await
     }
 
     /// Ends before the line: what was made is cleared away, and nothing else was touched.
@@ -408,7 +431,12 @@ impl Execution {
         made: BTreeMap<ComponentName, Made>,
         switching: Switching,
     ) -> Ended {
-        let keep_before = self.context.registry.images_to_keep().await.unwrap_or_default();
+        let keep_before = self
+            .context
+            .registry
+            .images_to_keep()
+            .await
+            .unwrap_or_default();
         let not_converged = not_converged(&made, &switching.switched);
         let commit = outcome::commitment(self, &made, &switching);
         let lives: Vec<LiveContainer> = switching
@@ -428,7 +456,12 @@ impl Execution {
         }
         self.feed.tell(None, "committed", "");
         self.context.sightings.saw(lives);
-        let records = outcome::committed(self, &made, &switching, &self.kept_logs(&made, &switching).await);
+        let records = outcome::committed(
+            self,
+            &made,
+            &switching,
+            &self.kept_logs(&made, &switching).await,
+        );
         self.clean(&made, keep_before).await;
         let failed = outcome::failure_text(self, &switching.failed);
         let (state, outcome, error) = match (failed, not_converged) {
@@ -594,7 +627,12 @@ impl Execution {
         if let Err(error) = self
             .context
             .registry
-            .set_state(self.id.clone(), DeploymentState::Compensating, None, Vec::new())
+            .set_state(
+                self.id.clone(),
+                DeploymentState::Compensating,
+                None,
+                Vec::new(),
+            )
             .await
         {
             tracing::error!(deployment = %self.id, %error, "cannot journal the compensation; going on with it");
@@ -645,10 +683,15 @@ impl Execution {
         let records = outcome::compensated(self, &made, &switching, &put, &stuck, &logs);
         let error = outcome::failure_text(self, &switching.failed);
         let quarantined = outcome::quarantined(self, &made, &switching);
-        self.finish_with(row, state, outcome, error, records, quarantined).await
+        self.finish_with(row, state, outcome, error, records, quarantined)
+            .await
     }
 
-    pub(super) async fn remove_container(&self, component: &ComponentName, container: &ContainerId) {
+    pub(super) async fn remove_container(
+        &self,
+        component: &ComponentName,
+        container: &ContainerId,
+    ) {
         if let Err(error) = self.context.runtime.remove(container.as_str()).await {
             tracing::warn!(
                 deployment = %self.id, component = %component, container = container.short(), %error,
@@ -673,7 +716,8 @@ impl Execution {
         error: Option<String>,
         records: Vec<ComponentRecord>,
     ) -> Ended {
-        self.finish_with(row, state, outcome, error, records, Vec::new()).await
+        self.finish_with(row, state, outcome, error, records, Vec::new())
+            .await
     }
 
     async fn finish_with(

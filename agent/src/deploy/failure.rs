@@ -12,7 +12,7 @@ use crate::runtime::RuntimeError;
 
 /// Why a component could not be prepared, switched or passed.
 #[derive(Debug, Error)]
-pub enum PartFailure {
+pub(super) enum PartFailure {
     /// The engine refused or failed.
     #[error("{doing}: {source}")]
     Engine {
@@ -94,9 +94,11 @@ pub enum PartFailure {
 impl PartFailure {
     /// The mend, where one is known.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
+    pub(super) fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Self::ImageAbsent { .. } => "load the image on the node, or allow a pull with `pull = \"missing\"`",
+            Self::ImageAbsent { .. } => {
+                "load the image on the node, or allow a pull with `pull = \"missing\"`"
+            }
             Self::ImageLost { .. } => "deploy the head, or load the image on the node again",
             Self::SourceMissing { .. } => "create it on the node, or use a named volume",
             Self::PortTaken { .. } => "choose another host port, or stop what listens there",

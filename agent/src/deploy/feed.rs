@@ -88,7 +88,12 @@ impl Feed {
     }
 
     /// Tells a step.
-    pub fn tell(&self, component: Option<&ComponentName>, step: &'static str, detail: impl Into<String>) {
+    pub fn tell(
+        &self,
+        component: Option<&ComponentName>,
+        step: &'static str,
+        detail: impl Into<String>,
+    ) {
         self.tell_counted(component, step, detail, 0, 0);
     }
 
@@ -128,10 +133,9 @@ impl Feed {
     }
 
     /// What was told so far, and what comes.
-    pub fn follow(&self) -> (Vec<Step>, broadcast::Receiver<Step>, watch::Receiver<Option<Arc<Ended>>>) {
+    pub fn follow(&self) -> (Vec<Step>, broadcast::Receiver<Step>) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let steps = self.steps.subscribe();
-        (kept.iter().cloned().collect(), steps, self.ended.subscribe())
+        (kept.iter().cloned().collect(), self.steps.subscribe())
     }
 
     /// Tells the end.

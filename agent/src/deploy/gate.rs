@@ -30,7 +30,7 @@ const EXIT_CODE_WAIT: Duration = Duration::from_secs(5);
 
 /// Why a container did not pass.
 #[derive(Debug, Clone, Error)]
-pub enum GateFailure {
+pub(super) enum GateFailure {
     /// It ended.
     #[error("it exited with code {code}{}", if *oom { " (out of memory)" } else { "" })]
     Exited {

@@ -54,7 +54,11 @@ pub(super) fn aborted(execution: &Execution, why: &Abort) -> Vec<ComponentRecord
         .actions
         .iter()
         .map(|action| {
-            let mut record = record(execution, action, if acts(action) { "aborted" } else { "unchanged" });
+            let mut record = record(
+                execution,
+                action,
+                if acts(action) { "aborted" } else { "unchanged" },
+            );
             if let Abort::Befallen((component, failure)) = why {
                 if *component == action.component {
                     record.outcome = "failed".to_owned();
@@ -165,7 +169,10 @@ pub(super) fn commitment(
             },
             (_, Some(old)) => {
                 let spec_moves = old.spec_digest != after.spec_digest;
-                if !acts(action) && !spec_moves && !super::execute::changes_hold(action) && !action.clears_stop
+                if !acts(action)
+                    && !spec_moves
+                    && !super::execute::changes_hold(action)
+                    && !action.clears_stop
                 {
                     commit.advanced.push(Advanced {
                         key,
@@ -223,7 +230,10 @@ fn history_of(
         }
         Some(old)
             if old.spec_digest == after.spec_digest
-                && after.image.as_ref().is_none_or(|image| *image == old.image_id) =>
+                && after
+                    .image
+                    .as_ref()
+                    .is_none_or(|image| *image == old.image_id) =>
         {
             HistoryEntry::Keep
         }
@@ -325,7 +335,11 @@ pub(super) fn compensated(
         .iter()
         .map(|action| {
             let component = &action.component;
-            let unreached = if acts(action) { "not-reached" } else { "unchanged" };
+            let unreached = if acts(action) {
+                "not-reached"
+            } else {
+                "unchanged"
+            };
             let mut record = record(execution, action, unreached);
             if let Some(failure) = switching.failed.get(component) {
                 record.error = Some(failure_chain(failure));
@@ -375,7 +389,11 @@ pub(super) fn recovered(
             let mut record = record(
                 execution,
                 action,
-                if acts(action) { "deployed" } else { "unchanged" },
+                if acts(action) {
+                    "deployed"
+                } else {
+                    "unchanged"
+                },
             );
             if let Some(made) = made.get(&action.component) {
                 record.image_id = Some(made.image.clone());

@@ -117,7 +117,9 @@ pub(super) async fn prepare(
         ));
         makings.insert(action.component.clone(), making);
     }
-    journal(context, rows).await.map_err(|e| (first.clone(), e))?;
+    journal(context, rows)
+        .await
+        .map_err(|e| (first.clone(), e))?;
 
     // Every create runs to its end even where one fails: a create that is dropped half way leaves a
     // container of which nobody knows.
@@ -135,11 +137,11 @@ pub(super) async fn prepare(
     let made = attempts.into_iter().collect::<Result<Vec<_>, Befallen>>()?;
     let rows = made
         .iter()
-        .map(|(component, made)| {
-            execution.step(Some(component), STEP_MAKE, StepPhase::Done, made)
-        })
+        .map(|(component, made)| execution.step(Some(component), STEP_MAKE, StepPhase::Done, made))
         .collect();
-    journal(context, rows).await.map_err(|e| (first.clone(), e))?;
+    journal(context, rows)
+        .await
+        .map_err(|e| (first.clone(), e))?;
     Ok(made.into_iter().collect())
 }
 
@@ -431,7 +433,11 @@ async fn make(
         labels,
         files: context.staging.paths(&key, making.generation, &spec.files),
     };
-    let _slot = context.slots.acquire().await.map_err(|_| PartFailure::NotReached)?;
+    let _slot = context
+        .slots
+        .acquire()
+        .await
+        .map_err(|_| PartFailure::NotReached)?;
     let id = create(execution, &key, &request).await?;
     let live = context
         .runtime

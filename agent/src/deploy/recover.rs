@@ -16,9 +16,7 @@ use super::execute::{Abort, Execution, Line, Order};
 use super::feed::{Ended, Feed};
 use super::prepare::{Made, Making, STEP_MAKE};
 use super::switch::{Outcome as Switching, STEP_SWITCH};
-use crate::registry::{
-    DeploymentRow, DeploymentState, Outcome, RegistryError, StepPhase, StepRow,
-};
+use crate::registry::{DeploymentRow, DeploymentState, Outcome, RegistryError, StepPhase, StepRow};
 
 /// What the registry keeps of a deployment for its execution: opaque to the registry.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,7 +34,8 @@ pub(super) struct Journalled {
 impl Journalled {
     /// The text that the registry keeps.
     pub(super) fn text(&self) -> String {
-        serde_json::to_string(self).expect("a plan holds only strings, numbers and maps keyed by strings")
+        serde_json::to_string(self)
+            .expect("a plan holds only strings, numbers and maps keyed by strings")
     }
 }
 
@@ -107,7 +106,15 @@ pub(super) async fn resume(
         volumes,
         restores,
     };
-    let execution = Execution::new(context, row.id.clone(), plan, order, old, feed, line.clone());
+    let execution = Execution::new(
+        context,
+        row.id.clone(),
+        plan,
+        order,
+        old,
+        feed,
+        line.clone(),
+    );
     tracing::warn!(deployment = %row.id, service = %row.service, state = ?row.state, "going on with a deployment that was cut off");
     let ended = match row.state {
         DeploymentState::Switching | DeploymentState::Healthy => {
@@ -130,7 +137,13 @@ pub(super) async fn resume(
             execution.clean(&made, Vec::new()).await;
             let records = super::outcome::recovered(&execution, &made);
             execution
-                .finish(row, DeploymentState::Cleaned, Outcome::Deployed, None, records)
+                .finish(
+                    row,
+                    DeploymentState::Cleaned,
+                    Outcome::Deployed,
+                    None,
+                    records,
+                )
                 .await
         }
         _ => execution.abort(row, Abort::Crashed).await,

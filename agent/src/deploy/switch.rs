@@ -153,7 +153,14 @@ async fn in_turn(
         return Err(PartFailure::NotReached);
     }
     let began = Instant::now();
-    let result = one(execution, action, made.get(&action.component), deadline, began).await;
+    let result = one(
+        execution,
+        action,
+        made.get(&action.component),
+        deadline,
+        began,
+    )
+    .await;
     if let Err(failure) = &result {
         if !matches!(failure, PartFailure::NotReached) {
             execution
@@ -389,7 +396,10 @@ fn done(settled: Settled, doing: &'static str) -> Result<(), PartFailure> {
     }
 }
 
-async fn look(execution: &Execution, container: &ContainerId) -> Result<LiveContainer, PartFailure> {
+async fn look(
+    execution: &Execution,
+    container: &ContainerId,
+) -> Result<LiveContainer, PartFailure> {
     let doing = "looking at the container";
     execution
         .context

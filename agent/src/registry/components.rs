@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use mcp_spec::component::{ComponentSpec, OnFailure, Reconcile, ServiceSpec};
-use mcp_spec::duration::Span;
+use mcp_spec::component::ComponentSpec;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ServiceName};
 use mcp_spec::observed::{ContainerId, DesiredState, ImageId};
+use mcp_spec::plan::ServiceSettings;
 use mcp_spec::revision::CommitId;
 use rusqlite::{Connection, Params, Row};
 use serde::{Deserialize, Serialize};
@@ -41,33 +41,6 @@ pub struct HoldRow {
     pub at: Timestamp,
     /// Why.
     pub reason: Option<String>,
-}
-
-/// What its service's definition said when the component was deployed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServiceSettings {
-    /// `false`: the definition wants it stopped.
-    pub active: bool,
-    /// Whether its alerts go out.
-    pub alert: bool,
-    /// Longest time of a deployment beyond the line.
-    pub deadline: Span,
-    /// Who repairs drift.
-    pub reconcile: Reconcile,
-    /// What a failed gate leaves behind.
-    pub on_failure: OnFailure,
-}
-
-impl From<&ServiceSpec> for ServiceSettings {
-    fn from(service: &ServiceSpec) -> Self {
-        Self {
-            active: service.active,
-            alert: service.alert,
-            deadline: service.deadline,
-            reconcile: service.reconcile,
-            on_failure: service.on_failure,
-        }
-    }
 }
 
 /// A component that the agent runs.

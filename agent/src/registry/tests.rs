@@ -10,6 +10,7 @@ use mcp_spec::duration::Span;
 use mcp_spec::image::Digest;
 use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::{ContainerId, DesiredState, ImageId, ObservedState};
+use mcp_spec::plan::ServiceSettings;
 use mcp_spec::revision::CommitId;
 use tempfile::TempDir;
 

@@ -25,7 +25,7 @@ pub(super) fn time(at: Option<Timestamp>) -> String {
     at.map(|at| at.to_string()).unwrap_or_default()
 }
 
-fn text<T: ToString>(value: Option<T>) -> String {
+pub(super) fn text<T: ToString>(value: Option<T>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }
 
@@ -74,7 +74,9 @@ impl View {
         let wanted = match head {
             Some(head) => {
                 let desired = agent.desired.clone();
-                crate::blocking::blocking(move || desired.at(head)).await.ok()
+                crate::blocking::blocking(move || desired.at(head))
+                    .await
+                    .ok()
             }
             None => None,
         };
@@ -92,7 +94,6 @@ impl View {
     /// snapshot their state is what it shows, else what was observed last.
     pub(super) fn components(
         &self,
-        node: &NodeName,
         targets: &[Target],
         snapshot: Option<&Snapshot>,
     ) -> Vec<v1::Component> {
@@ -101,7 +102,7 @@ impl View {
         let mut components: BTreeMap<ComponentKey, v1::Component> = BTreeMap::new();
         for (row, behind) in self.rows.iter().zip(&self.behind) {
             if covered(&row.key) {
-                components.insert(row.key.clone(), self.deployed(node, row, *behind, snapshot));
+                components.insert(row.key.clone(), self.deployed(row, *behind, snapshot));
             }
         }
         for service in self.wanted.iter().flat_map(|set| set.services.values()) {
@@ -137,7 +138,6 @@ impl View {
 
     fn deployed(
         &self,
-        _node: &NodeName,
         row: &DeployedRow,
         behind: u32,
         snapshot: Option<&Snapshot>,

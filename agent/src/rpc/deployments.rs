@@ -11,16 +11,16 @@ use mcp_spec::diff::diff;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, Target};
 use mcp_spec::plan::{Options, Plan, ServicePlan};
-use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
-use super::components::{View, deployment, hold};
-use super::status::{Failure, identity_of, registry_failure};
+use super::authenticate::caller;
+use super::components::{View, deployment};
+use super::status::{self, Failure};
 use crate::Agent;
 use crate::auth::{Identity, Role};
-use crate::deploy::{Cancelled, Ended, Feed, Order, Replan, Step, SubmitError, Submission, Taken};
+use crate::deploy::{Cancelled, Ended, Feed, Order, Replan, Step, Submission, SubmitError, Taken};
 use crate::desired::DesiredError;
 use crate::planning::{Lifecycle, PlanError, Planned, Wish};
 use crate::registry::{HoldRow, Lookup, Trigger};
@@ -84,7 +84,7 @@ impl Deployments {
                 .registry
                 .revision(service.revision)
                 .await
-                .map_err(|error| registry_failure(&error))?
+                .map_err(|error| status::registry(&error))?
                 .map(|revision| revision.signer);
             let submission = Submission {
                 replan: replan(&service),
@@ -108,7 +108,12 @@ impl Deployments {
             subject = identity.subject, trigger = order.trigger.as_str(), plan = %plan_id,
             deployments = parts.len(), "deploying"
         );
-        Ok(Response::new(follow(&self.agent, Some(message), parts, settled)))
+        Ok(Response::new(follow(
+            &self.agent,
+            Some(message),
+            parts,
+            settled,
+        )))
     }
 
     /// Whether every component of a service bears an operator's stop already.
@@ -118,7 +123,7 @@ impl Deployments {
             .registry
             .deployed_of(service.service.clone())
             .await
-            .map_err(|error| registry_failure(&error))?;
+            .map_err(|error| status::registry(&error))?;
         Ok(rows.iter().all(|row| row.stopped_by.is_some()))
     }
 
@@ -132,7 +137,7 @@ impl Deployments {
             .registry
             .deployments_of_request(request.id.clone())
             .await
-            .map_err(|error| registry_failure(&error))?;
+            .map_err(|error| status::registry(&error))?;
         if rows.is_empty() {
             return Ok(None);
         }
@@ -162,7 +167,7 @@ impl Deployments {
             .registry
             .records(vec![row.id.clone()])
             .await
-            .map_err(|error| registry_failure(&error))?
+            .map_err(|error| status::registry(&error))?
             .remove(&row.id)
             .unwrap_or_default();
         Ok(Taken::Ended(Arc::new(Ended { row, components })))
@@ -173,7 +178,7 @@ impl Deployments {
         request: Request<v1::LifecycleRequest>,
         lifecycle: Lifecycle,
     ) -> Result<Response<Updates>, Status> {
-        let identity = identity_of(&request)?;
+        let identity = caller(&request)?;
         let request = request.into_inner();
         let targets = targets_of(&request.targets)?;
         require_services(&identity, Some(&targets))?;
@@ -245,11 +250,7 @@ impl RequestKey {
     }
 }
 
-fn order(
-    identity: &Identity,
-    trigger: Trigger,
-    purpose: Option<mcp_spec::plan::Purpose>,
-) -> Order {
+fn order(identity: &Identity, trigger: Trigger, purpose: Option<mcp_spec::plan::Purpose>) -> Order {
     Order {
         actor: identity.subject.clone(),
         trigger,
@@ -335,7 +336,12 @@ fn submit_failure(error: &SubmitError) -> Status {
     Failure::of(code, reason, error).hint(hint).into()
 }
 
-fn settled(agent: &Agent, service: &ServicePlan, trigger: Trigger, outcome: &str) -> v1::Deployment {
+fn settled(
+    agent: &Agent,
+    service: &ServicePlan,
+    trigger: Trigger,
+    outcome: &str,
+) -> v1::Deployment {
     v1::Deployment {
         node: agent.config.node.to_string(),
         service: service.service.to_string(),
@@ -377,7 +383,10 @@ fn blocked_deployment(agent: &Agent, service: &ServicePlan, trigger: Trigger) ->
         .iter()
         .map(|blocked| match &blocked.component {
             Some(component) => {
-                format!("{}/{component}: {}", blocked.service, blocked.obstacle.reason)
+                format!(
+                    "{}/{component}: {}",
+                    blocked.service, blocked.obstacle.reason
+                )
             }
             None => blocked.obstacle.reason.clone(),
         })
@@ -468,7 +477,9 @@ async fn relay(
     feed: &Feed,
     updates: &mpsc::Sender<Result<v1::DeployUpdate, Status>>,
 ) -> Option<Arc<Ended>> {
-    let (kept, mut steps, mut ended) = feed.follow();
+    let (kept, mut steps) = feed.follow();
+    let ended = feed.ended();
+    tokio::pin!(ended);
     for step in &kept {
         updates.send(Ok(progress(step))).await.ok()?;
     }
@@ -481,12 +492,10 @@ async fn relay(
                 // A slow client loses steps; the end comes by its own way.
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => {
-                    return feed.ended().await;
+                    return ended.await;
                 }
             },
-            end = ended.wait_for(Option::is_some) => {
-                return end.ok().and_then(|end| end.clone());
-            },
+            end = &mut ended => return end,
         }
     }
 }
@@ -539,7 +548,7 @@ impl v1::deployments_server::Deployments for Deployments {
         &self,
         request: Request<v1::DeployRequest>,
     ) -> Result<Response<Updates>, Status> {
-        let identity = identity_of(&request)?;
+        let identity = caller(&request)?;
         let request = request.into_inner();
         let targets = targets_of(&request.targets)?;
         if targets.is_empty() && !request.all {
@@ -618,7 +627,7 @@ impl v1::deployments_server::Deployments for Deployments {
                 .registry
                 .deployments_of_request(request.request_id.clone())
                 .await
-                .map_err(|error| registry_failure(&error))?
+                .map_err(|error| status::registry(&error))?
         } else {
             vec![self.find(&request.deployment_id).await?]
         };
@@ -642,7 +651,7 @@ impl v1::deployments_server::Deployments for Deployments {
         &self,
         request: Request<v1::CancelRequest>,
     ) -> Result<Response<v1::CancelResponse>, Status> {
-        let identity = identity_of(&request)?;
+        let identity = caller(&request)?;
         let row = self.find(&request.into_inner().deployment_id).await?;
         identity.require_service(&row.service)?;
         match self.agent.deployer.cancel(row.id.clone()).await {
@@ -651,7 +660,10 @@ impl v1::deployments_server::Deployments for Deployments {
                 return Err(Failure::new(
                     Code::FailedPrecondition,
                     "too-late",
-                    format!("deployment {} has crossed the point of no return", row.id.short()),
+                    format!(
+                        "deployment {} has crossed the point of no return",
+                        row.id.short()
+                    ),
                 )
                 .hint("let it end, then go back with: mcp rollback")
                 .deployment(row.id.to_string())
@@ -689,7 +701,7 @@ impl v1::deployments_server::Deployments for Deployments {
         &self,
         request: Request<v1::RollbackRequest>,
     ) -> Result<Response<Updates>, Status> {
-        let identity = identity_of(&request)?;
+        let identity = caller(&request)?;
         let request = request.into_inner();
         let targets = targets_of(&request.targets)?;
         if targets.is_empty() {
@@ -745,9 +757,9 @@ impl v1::deployments_server::Deployments for Deployments {
                     .collect();
                 Box::new(move || {
                     let (planner, targets, to) = (planner.clone(), targets.clone(), to.clone());
-                    Box::pin(
-                        async move { part(planner.rollback(&targets, to.as_deref(), options).await) },
-                    )
+                    Box::pin(async move {
+                        part(planner.rollback(&targets, to.as_deref(), options).await)
+                    })
                 })
             },
             only.as_ref(),
@@ -780,7 +792,7 @@ impl v1::deployments_server::Deployments for Deployments {
         &self,
         request: Request<v1::HoldRequest>,
     ) -> Result<Response<v1::HoldResponse>, Status> {
-        let identity = identity_of(&request)?;
+        let identity = caller(&request)?;
         let request = request.into_inner();
         let targets = targets_of(&request.targets)?;
         require_services(&identity, Some(&targets))?;
@@ -805,7 +817,7 @@ impl v1::deployments_server::Deployments for Deployments {
         &self,
         request: Request<v1::ReleaseRequest>,
     ) -> Result<Response<v1::ReleaseResponse>, Status> {
-        let identity = identity_of(&request)?;
+        let identity = caller(&request)?;
         let targets = targets_of(&request.into_inner().targets)?;
         require_services(&identity, Some(&targets))?;
         let components = self
@@ -834,11 +846,11 @@ impl v1::deployments_server::Deployments for Deployments {
         let rows = registry
             .history(target, limit)
             .await
-            .map_err(|error| registry_failure(&error))?;
+            .map_err(|error| status::registry(&error))?;
         let mut records = registry
             .records(rows.iter().map(|row| row.id.clone()).collect())
             .await
-            .map_err(|error| registry_failure(&error))?;
+            .map_err(|error| status::registry(&error))?;
         let deployments = rows
             .iter()
             .map(|row| {
@@ -857,23 +869,19 @@ impl v1::deployments_server::Deployments for Deployments {
         let targets = targets_of(request.target.as_slice())?;
         let view = View::read(&self.agent)
             .await
-            .map_err(|error| registry_failure(&error))?;
-        let node = &self.agent.config.node;
+            .map_err(|error| status::registry(&error))?;
         let mut components = Vec::new();
-        for component in view.components(node, &targets, None) {
+        for component in view.components(&targets, None) {
             components.push(self.explain(&view, component).await?);
         }
         if components.is_empty() {
-            return Err(unknown_target(&targets, node.as_str()));
+            return Err(status::unknown_target(&targets, &self.agent.config.node));
         }
         Ok(Response::new(v1::WhyResponse { components }))
     }
 
-    async fn purge(
-        &self,
-        request: Request<v1::PurgeRequest>,
-    ) -> Result<Response<Updates>, Status> {
-        let identity = identity_of(&request)?;
+    async fn purge(&self, request: Request<v1::PurgeRequest>) -> Result<Response<Updates>, Status> {
+        let identity = caller(&request)?;
         let request = request.into_inner();
         let targets = targets_of(&request.targets)?;
         let targets = (!targets.is_empty()).then_some(targets);
@@ -940,7 +948,7 @@ impl Deployments {
             .registry
             .deployment(id.to_owned())
             .await
-            .map_err(|error| registry_failure(&error))?;
+            .map_err(|error| status::registry(&error))?;
         let shown: String = id.chars().take(40).flat_map(char::escape_default).collect();
         match found {
             Lookup::One(row) => Ok(row),
@@ -975,8 +983,7 @@ impl Deployments {
         let rows = registry
             .deployed_all()
             .await
-            .map_err(|error| registry_failure(&error))?;
-        let node = &self.agent.config.node;
+            .map_err(|error| status::registry(&error))?;
         let mut changes = Vec::new();
         let mut events = Vec::new();
         for target in targets {
@@ -997,17 +1004,20 @@ impl Deployments {
                 changes.push((row.key.clone(), hold));
             }
             if !any {
-                return Err(unknown_target(std::slice::from_ref(target), node.as_str()));
+                return Err(status::unknown_target(
+                    std::slice::from_ref(target),
+                    &self.agent.config.node,
+                ));
             }
         }
         registry
             .set_hold(changes, events)
             .await
-            .map_err(|error| registry_failure(&error))?;
+            .map_err(|error| status::registry(&error))?;
         let view = View::read(&self.agent)
             .await
-            .map_err(|error| registry_failure(&error))?;
-        Ok(view.components(node, targets, None))
+            .map_err(|error| status::registry(&error))?;
+        Ok(view.components(targets, None))
     }
 
     /// Why one component runs what it runs.
@@ -1026,7 +1036,7 @@ impl Deployments {
                 ..v1::Why::default()
             });
         };
-        let failed = |error| registry_failure(&error);
+        let failed = |error| status::registry(&error);
         let made = registry
             .deployment(row.deployment.to_string())
             .await
@@ -1043,12 +1053,7 @@ impl Deployments {
             .map_err(failed)?
             .pop();
         let mut records = registry
-            .records(
-                made.iter()
-                    .chain(&last)
-                    .map(|row| row.id.clone())
-                    .collect(),
-            )
+            .records(made.iter().chain(&last).map(|row| row.id.clone()).collect())
             .await
             .map_err(failed)?;
         let mut described = |deployment_row: &crate::registry::DeploymentRow| {
@@ -1059,7 +1064,10 @@ impl Deployments {
         let made = made.as_ref().map(&mut described);
         let last = last
             .as_ref()
-            .filter(|last| made.as_ref().is_none_or(|made| made.deployment_id != last.id.as_str()))
+            .filter(|last| {
+                made.as_ref()
+                    .is_none_or(|made| made.deployment_id != last.id.as_str())
+            })
             .map(&mut described);
         let changed = made
             .as_ref()
@@ -1105,11 +1113,7 @@ impl Deployments {
 }
 
 /// Why what the head wants does not run.
-fn why_not(
-    row: &crate::registry::DeployedRow,
-    wanted: bool,
-    component: &v1::Component,
-) -> String {
+fn why_not(row: &crate::registry::DeployedRow, wanted: bool, component: &v1::Component) -> String {
     if let Some(stop) = &row.stopped_by {
         return format!("stopped by {}", stop.by);
     }
@@ -1126,17 +1130,6 @@ fn why_not(
         return "pending: not deployed yet".to_owned();
     }
     String::new()
-}
-
-fn unknown_target(targets: &[Target], node: &str) -> Status {
-    let names: Vec<String> = targets.iter().map(ToString::to_string).collect();
-    Failure::new(
-        Code::NotFound,
-        "unknown-target",
-        format!("{} is not known on {node}", names.join(", ")),
-    )
-    .hint("see what is: mcp list")
-    .into()
 }
 
 fn revision_of(text: &str) -> Option<String> {

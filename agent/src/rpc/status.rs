@@ -7,6 +7,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use mcp_proto::v1;
+use mcp_spec::name::{NodeName, Target};
 use prost::Message as _;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
@@ -173,6 +174,31 @@ pub(super) fn unknown_method(path: &str) -> Status {
         format!("this agent has no method {shown}"),
     )
     .hint("agent and client are of different releases: compare `mcp version` and `mcp node info`")
+    .into()
+}
+
+/// The registry failed.
+pub(super) fn registry(error: &RegistryError) -> Status {
+    tracing::error!(%error, "the registry failed a call");
+    Failure::of(Code::Internal, "registry", error)
+        .hint("look at the node's disk and the agent's log: mcp node info")
+        .into()
+}
+
+/// Nothing of that name is known on the node.
+pub(super) fn unknown_target(targets: &[Target], node: &NodeName) -> Status {
+    let names: Vec<String> = targets.iter().map(ToString::to_string).collect();
+    let what = if names.is_empty() {
+        "nothing is deployed".to_owned()
+    } else {
+        format!("{} is not known", names.join(", "))
+    };
+    Failure::new(
+        Code::NotFound,
+        "unknown-target",
+        format!("{what} on {node}"),
+    )
+    .hint("see what is: mcp list")
     .into()
 }
 

@@ -45,9 +45,12 @@ impl ProcessWatch {
             Err(rustix::io::Errno::SRCH) => return Ok(Opened::Gone),
             Err(errno) => return Err(errno.into()),
         };
-        let watch = Self {
-            fd: AsyncFd::with_interest(fd, Interest::READABLE)?,
-        };
+        #[expect(
+            deprecated,
+            reason = "its replacement is unsafe; an owned pidfd stays open as long as the AsyncFd that owns it"
+        )]
+        let fd = AsyncFd::with_interest(fd, Interest::READABLE)?;
+        let watch = Self { fd };
         let Ok(cgroup) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else {
             return Ok(Opened::Gone);
         };

@@ -1,0 +1,241 @@
+//! `mcp.v1.Workloads`: what runs inside the containers.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt as _};
+use mcp_proto::{convert, v1};
+use mcp_spec::component::ServiceSpec;
+use mcp_spec::export::toml::to_toml;
+use mcp_spec::name::{ComponentKey, ServiceName};
+use mcp_spec::observed::ContainerId;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status};
+
+use super::status::{self, Failure};
+use crate::Agent;
+use crate::runtime::{LogOptions, RuntimeError};
+
+/// Log lines that wait for a slow client: then the engine waits.
+const LINES_AHEAD: usize = 256;
+
+/// Most lines from the end that a request may ask for.
+const MAX_TAIL: u32 = 100_000;
+
+/// The service.
+#[derive(Debug)]
+pub(super) struct Workloads {
+    agent: Arc<Agent>,
+}
+
+impl Workloads {
+    pub(super) const fn new(agent: Arc<Agent>) -> Self {
+        Self { agent }
+    }
+
+    /// The lines that were kept with a deployment.
+    async fn kept(
+        &self,
+        request: &v1::LogsRequest,
+    ) -> Result<Vec<Result<v1::LogLine, Status>>, Status> {
+        let registry = &self.agent.registry;
+        let row = registry
+            .deployment(request.deployment_id.clone())
+            .await
+            .map_err(|error| status::registry(&error))?
+            .one()
+            .ok_or_else(|| {
+                Status::from(
+                    Failure::new(
+                        Code::NotFound,
+                        "unknown-deployment",
+                        format!(
+                            "no deployment {} on {}",
+                            request.deployment_id.chars().take(40).collect::<String>(),
+                            self.agent.config.node
+                        ),
+                    )
+                    .hint("see what was deployed: mcp history"),
+                )
+            })?;
+        let records = registry
+            .records(vec![row.id.clone()])
+            .await
+            .map_err(|error| status::registry(&error))?
+            .remove(&row.id)
+            .unwrap_or_default();
+        let targets = convert::targets(&request.targets)
+            .map_err(|error| status::bad_request(error.to_string()))?;
+        Ok(records
+            .iter()
+            .filter(|record| {
+                let key = ComponentKey::new(row.service.clone(), record.component.clone());
+                targets.is_empty() || targets.iter().any(|target| target.covers(&key))
+            })
+            .flat_map(|record| {
+                record.log_tail.iter().map(|line| {
+                    Ok(v1::LogLine {
+                        service: row.service.to_string(),
+                        component: record.component.to_string(),
+                        stream: "stdout".to_owned(),
+                        at: String::new(),
+                        line: line.clone().into_bytes(),
+                    })
+                })
+            })
+            .collect())
+    }
+}
+
+/// What the engine said of a component's log.
+fn log_failure(key: &ComponentKey, error: &RuntimeError) -> Status {
+    let code = if error.is_away() {
+        Code::Unavailable
+    } else {
+        Code::Internal
+    };
+    Failure::new(
+        code,
+        "engine",
+        format!("cannot read the log of {key}: {error}"),
+    )
+    .hint("see the engine's state: mcp node info")
+    .into()
+}
+
+#[tonic::async_trait]
+impl v1::workloads_server::Workloads for Workloads {
+    type LogsStream = Pin<Box<dyn Stream<Item = Result<v1::LogLine, Status>> + Send>>;
+
+    async fn logs(
+        &self,
+        request: Request<v1::LogsRequest>,
+    ) -> Result<Response<Self::LogsStream>, Status> {
+        let request = request.into_inner();
+        if !request.deployment_id.is_empty() {
+            let lines = self.kept(&request).await?;
+            return Ok(Response::new(Box::pin(tokio_stream::iter(lines))));
+        }
+        let targets = convert::targets(&request.targets)
+            .map_err(|error| status::bad_request(error.to_string()))?;
+        let since = if request.since.is_empty() {
+            None
+        } else {
+            Some(request.since.parse().map_err(|_| {
+                status::bad_request(format!("since: `{}` is no RFC 3339 time", request.since))
+            })?)
+        };
+        let options = LogOptions {
+            follow: request.follow,
+            tail: request.tail.map(|tail| tail.min(MAX_TAIL)),
+            since,
+        };
+        let rows = self
+            .agent
+            .registry
+            .deployed_all()
+            .await
+            .map_err(|error| status::registry(&error))?;
+        let chosen: Vec<(ComponentKey, ContainerId)> = rows
+            .into_iter()
+            .filter(|row| {
+                targets.is_empty() || targets.iter().any(|target| target.covers(&row.key))
+            })
+            .map(|row| (row.key, row.container))
+            .collect();
+        if chosen.is_empty() {
+            return Err(status::unknown_target(&targets, &self.agent.config.node));
+        }
+        let (lines, stream) = mpsc::channel(LINES_AHEAD);
+        for (key, container) in chosen {
+            let (agent, options, lines) = (Arc::clone(&self.agent), options.clone(), lines.clone());
+            tokio::spawn(async move {
+                // A reader that went away ends this, and so does the agent's end.
+                tokio::select! {
+                    () = agent.shutdown.cancelled() => {}
+                    () = lines.closed() => {}
+                    () = relay(&agent, &key, &container, &options, &lines) => {}
+                }
+            });
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn export(
+        &self,
+        request: Request<v1::ExportRequest>,
+    ) -> Result<Response<v1::ExportResponse>, Status> {
+        let name: ServiceName = request
+            .into_inner()
+            .service
+            .parse()
+            .map_err(|error: mcp_spec::name::NameError| status::bad_request(error.to_string()))?;
+        let rows = self
+            .agent
+            .registry
+            .deployed_of(name.clone())
+            .await
+            .map_err(|error| status::registry(&error))?;
+        let Some(settings) = rows.first().map(|row| row.settings) else {
+            return Err(Failure::new(
+                Code::NotFound,
+                "unknown-target",
+                format!("{name} is not deployed on {}", self.agent.config.node),
+            )
+            .hint("see what is: mcp list")
+            .into());
+        };
+        let service = ServiceSpec {
+            name,
+            node: self.agent.config.node.clone(),
+            active: settings.active,
+            description: None,
+            alert: settings.alert,
+            deadline: settings.deadline,
+            reconcile: settings.reconcile,
+            on_failure: settings.on_failure,
+            components: rows
+                .into_iter()
+                .map(|row| (row.key.component, row.spec))
+                .collect::<BTreeMap<_, _>>(),
+        };
+        Ok(Response::new(v1::ExportResponse {
+            definition: to_toml(&service),
+        }))
+    }
+}
+
+/// Relays one container's lines.
+async fn relay(
+    agent: &Agent,
+    key: &ComponentKey,
+    container: &ContainerId,
+    options: &LogOptions,
+    lines: &mpsc::Sender<Result<v1::LogLine, Status>>,
+) {
+    let mut log = match agent.runtime.logs(container, options).await {
+        Ok(log) => log,
+        Err(RuntimeError::NotFound { .. }) => return,
+        Err(error) => {
+            drop(lines.send(Err(log_failure(key, &error))).await);
+            return;
+        }
+    };
+    while let Some(line) = log.next().await {
+        let message = match line {
+            Ok(line) => Ok(v1::LogLine {
+                service: key.service.to_string(),
+                component: key.component.to_string(),
+                stream: if line.stderr { "stderr" } else { "stdout" }.to_owned(),
+                at: line.at.map(|at| at.to_string()).unwrap_or_default(),
+                line: line.line,
+            }),
+            Err(error) => Err(log_failure(key, &error)),
+        };
+        if lines.send(message).await.is_err() {
+            return;
+        }
+    }
+}
