@@ -177,14 +177,6 @@ pub(super) fn unknown_method(path: &str) -> Status {
     .into()
 }
 
-/// The registry failed.
-pub(super) fn registry(error: &RegistryError) -> Status {
-    tracing::error!(%error, "the registry failed a call");
-    Failure::of(Code::Internal, "registry", error)
-        .hint("look at the node's disk and the agent's log: mcp node info")
-        .into()
-}
-
 /// Nothing of that name is known on the node.
 pub(super) fn unknown_target(targets: &[Target], node: &NodeName) -> Status {
     let names: Vec<String> = targets.iter().map(ToString::to_string).collect();
