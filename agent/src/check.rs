@@ -13,6 +13,8 @@ use crate::config::{Config, ConfigError};
 use crate::error_chain;
 use crate::lock::{DataDirLock, LockError};
 use crate::node::NodeFacts;
+use crate::runtime::Runtime as _;
+use crate::runtime::docker::{DockerRuntime, EngineSocket};
 use crate::tls::Certificate;
 
 /// Longest wait for the engine.
@@ -262,10 +264,33 @@ async fn engine(config: &Config) -> Row {
         }
         crate::config::Engine::Docker => "start it: systemctl start docker".to_owned(),
     };
-    let connect = tokio::net::UnixStream::connect(&runtime.socket);
-    match tokio::time::timeout(ENGINE_LIMIT, connect).await {
-        Ok(Ok(_)) => Row::good("engine", format!("{name} at {url}")),
-        Ok(Err(error)) => Row::bad("engine", format!("{name} at {url}: {error}"), mend),
+    let socket: EngineSocket = match url.parse() {
+        Ok(socket) => socket,
+        Err(error) => return Row::bad("engine", error_chain(&error), "mend runtime.socket"),
+    };
+    let engine = DockerRuntime::new(socket);
+    match tokio::time::timeout(ENGINE_LIMIT, engine.facts()).await {
+        Ok(Ok(facts)) if facts.name.as_str() != name => Row::bad(
+            "engine",
+            format!("{} {} answers at {url}", facts.name.as_str(), facts.version),
+            format!("write engine = \"{}\" under [runtime]", facts.name.as_str()),
+        ),
+        Ok(Ok(facts)) => {
+            let detail = format!(
+                "{name} {}{} at {url}",
+                facts.version,
+                if facts.rootless { ", rootless" } else { "" }
+            );
+            if facts.limits {
+                return Row::good("engine", detail);
+            }
+            Row::warning(
+                "engine",
+                format!("{detail}: memory and pids limits take no effect"),
+                "delegate cgroups to the user (Delegate=yes on user@.service), with cgroups v2",
+            )
+        }
+        Ok(Err(error)) => Row::bad("engine", error_chain(&error), mend),
         Err(_) => Row::bad("engine", format!("{name} at {url} does not answer"), mend),
     }
 }
