@@ -35,6 +35,8 @@ pub mod revisions;
 pub mod rpc;
 pub mod runtime;
 pub mod source;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tls;
 pub mod watch;
 

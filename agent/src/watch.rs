@@ -9,10 +9,27 @@
 //! container and start: inspect goes on saying that it runs for 10 to 50 ms.
 
 mod busy;
+mod component;
 mod current;
+mod exits;
+mod flapping;
+mod health;
+mod news;
 pub mod process;
+mod recorder;
+mod restart;
+mod revive;
+mod sight;
 mod snapshot;
+mod stream;
+mod task;
 
 pub use busy::{Busy, BusyGuard};
 pub use current::{Sightings, Watch};
+pub use revive::{Revive, Revived, Reviver};
+pub use sight::first_sight;
 pub use snapshot::{EngineState, Snapshot};
+pub use task::{Setup, run};
+
+#[cfg(test)]
+mod tests;

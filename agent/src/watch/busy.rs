@@ -1,10 +1,11 @@
 //! Which services are being changed right now: while one is, its containers' ends are nobody's drift.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mcp_spec::name::ServiceName;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// The services that a deployment, or another change, is at work on; clones share it.
 ///
@@ -15,8 +16,18 @@ pub struct Busy(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    services: Mutex<BTreeMap<ServiceName, usize>>,
+    services: Mutex<Services>,
     endings: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Services {
+    /// Guards of each service that is busy, and since when it is.
+    busy: BTreeMap<ServiceName, (usize, Instant)>,
+    /// Those that are no longer, and since when they had been; one entry a service.
+    ended: BTreeMap<ServiceName, Instant>,
+    /// Grows with each beginning and each end.
+    epoch: u64,
 }
 
 /// Keeps a service busy until it is dropped.
@@ -30,14 +41,14 @@ pub struct BusyGuard {
 impl Default for Busy {
     fn default() -> Self {
         Self(Arc::new(Inner {
-            services: Mutex::new(BTreeMap::new()),
+            services: Mutex::default(),
             endings: watch::channel(0).0,
         }))
     }
 }
 
 impl Inner {
-    fn services(&self) -> MutexGuard<'_, BTreeMap<ServiceName, usize>> {
+    fn services(&self) -> MutexGuard<'_, Services> {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -45,7 +56,14 @@ impl Inner {
 impl Busy {
     /// Marks a service as being changed until the guard is dropped. Guards of one service add up.
     pub fn enter(&self, service: ServiceName) -> BusyGuard {
-        *self.0.services().entry(service.clone()).or_default() += 1;
+        let mut services = self.0.services();
+        services.epoch += 1;
+        let entry = services
+            .busy
+            .entry(service.clone())
+            .or_insert_with(|| (0, Instant::now()));
+        entry.0 += 1;
+        drop(services);
         BusyGuard {
             inner: Arc::clone(&self.0),
             service,
@@ -55,13 +73,28 @@ impl Busy {
     /// Whether the service is being changed.
     #[must_use]
     pub fn is_busy(&self, service: &ServiceName) -> bool {
-        self.0.services().contains_key(service)
+        self.0.services().busy.contains_key(service)
     }
 
     /// Whether any service is being changed.
     #[must_use]
     pub fn any(&self) -> bool {
-        !self.0.services().is_empty()
+        !self.0.services().busy.is_empty()
+    }
+
+    /// The services that are busy.
+    pub(super) fn all(&self) -> BTreeSet<ServiceName> {
+        self.0.services().busy.keys().cloned().collect()
+    }
+
+    /// A number that grows with each beginning and each end.
+    pub(super) fn epoch(&self) -> u64 {
+        self.0.services().epoch
+    }
+
+    /// The services that have ended being busy since the last call, and since when they had been.
+    pub(super) fn take_ended(&self) -> BTreeMap<ServiceName, Instant> {
+        std::mem::take(&mut self.0.services().ended)
     }
 
     /// A receiver that is woken each time a service is no longer busy.
@@ -74,13 +107,18 @@ impl Busy {
 impl Drop for BusyGuard {
     fn drop(&mut self) {
         let mut services = self.inner.services();
-        if let Some(count) = services.get_mut(&self.service) {
-            *count -= 1;
-            if *count == 0 {
-                services.remove(&self.service);
-                drop(services);
-                self.inner.endings.send_modify(|count| *count += 1);
-            }
+        services.epoch += 1;
+        let Some((guards, since)) = services.busy.get_mut(&self.service) else {
+            return;
+        };
+        *guards -= 1;
+        let (guards, since) = (*guards, *since);
+        if guards == 0 {
+            services.busy.remove(&self.service);
+            // Where nobody has taken the last end up, the change goes back to its beginning.
+            services.ended.entry(self.service.clone()).or_insert(since);
+            drop(services);
+            self.inner.endings.send_modify(|count| *count += 1);
         }
     }
 }

@@ -31,6 +31,11 @@ const INSPECTIONS: usize = 4;
 /// The word for a container whose process is known to be dead while its exit code is not.
 const ENDED: &str = "ended";
 
+/// Whether a container's process is known to be dead while the engine has not said how it ended.
+pub(super) fn is_dead(live: &LiveContainer) -> bool {
+    matches!(&live.state, ContainerState::Other(word) if word == ENDED)
+}
+
 /// The current snapshot and the way to a fresh one; clones share it.
 #[derive(Debug, Clone)]
 pub struct Watch {
@@ -54,6 +59,8 @@ struct Shared {
     query: tokio::sync::Mutex<LastQuery>,
     queries: AtomicU64,
     changes: watch::Sender<u64>,
+    /// The last of `changes` whose consequences are in the registry.
+    recorded: watch::Sender<u64>,
 }
 
 /// What is known beside the snapshot.
@@ -65,6 +72,8 @@ struct Known {
     dead: BTreeMap<ContainerId, Option<Timestamp>>,
     /// Removed by the agent itself: an answer that was asked for earlier must not bring them back.
     gone: BTreeMap<ContainerId, Instant>,
+    /// When a deployment told of a container last.
+    sighted: BTreeMap<ContainerId, Instant>,
     /// To be inspected at the next occasion.
     suspects: BTreeSet<ContainerId>,
     /// Containers that are managed without a label of the agent's.
@@ -110,6 +119,7 @@ impl Watch {
                 }),
                 queries: AtomicU64::new(0),
                 changes: watch::channel(0).0,
+                recorded: watch::channel(0).0,
             }),
         }
     }
@@ -132,6 +142,17 @@ impl Watch {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
+    }
+
+    /// Waits until the registry holds what follows from everything seen so far: at most `longest`,
+    /// since it may not be possible to write. Tells whether it does.
+    pub async fn recorded(&self, longest: Duration) -> bool {
+        let seen = *self.shared.changes.borrow();
+        let mut recorded = self.shared.recorded.subscribe();
+        let waiting = recorded.wait_for(|recorded| *recorded >= seen);
+        tokio::time::timeout(longest, waiting)
+            .await
+            .is_ok_and(|waited| waited.is_ok())
     }
 
     /// Asks the engine now: one list, and an inspection of each managed container that changed or
@@ -171,6 +192,42 @@ impl Watch {
         }
         self.catch_up(|_| true).await?;
         Ok(self.current())
+    }
+
+    /// Says that the registry holds what follows from this change and all before.
+    pub(super) fn set_recorded(&self, change: u64) {
+        self.shared.recorded.send_if_modified(|recorded| {
+            let is_later = change > *recorded;
+            *recorded = change.max(*recorded);
+            is_later
+        });
+    }
+
+    /// The engine.
+    pub(super) fn runtime(&self) -> &Arc<dyn Runtime> {
+        &self.shared.runtime
+    }
+
+    /// The clock.
+    pub(super) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.clock
+    }
+
+    /// Takes in a container as it was inspected after a start by the restart policy.
+    pub(super) fn saw_start(&self, live: LiveContainer) {
+        self.shared
+            .absorb(vec![(live.id.clone(), Instant::now(), Some(live))]);
+    }
+
+    /// Whether a deployment told of this container at `since` or later.
+    pub(super) fn was_sighted(&self, id: &ContainerId, since: Instant) -> bool {
+        let known = self.shared.known();
+        known.sighted.get(id).is_some_and(|at| *at >= since)
+    }
+
+    /// Whether containers wait to be inspected.
+    pub(super) fn has_suspects(&self) -> bool {
+        !self.shared.known().suspects.is_empty()
     }
 
     /// Whether the engine's events reach the agent.
@@ -231,6 +288,8 @@ impl Sightings {
     /// Takes in containers as they were inspected just now.
     pub fn saw(&self, containers: Vec<LiveContainer>) {
         let now = Instant::now();
+        let ids = containers.iter().map(|live| (live.id.clone(), now));
+        self.shared.known().sighted.extend(ids);
         self.shared.absorb(
             containers
                 .into_iter()
@@ -293,6 +352,7 @@ impl Known {
         let Some(live) = live else {
             self.seen.remove(&id);
             self.dead.remove(&id);
+            self.sighted.remove(&id);
             self.gone.insert(id.clone(), asked);
             return containers.remove(&id).is_some();
         };

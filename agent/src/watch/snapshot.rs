@@ -7,6 +7,8 @@ use jiff::Timestamp;
 use mcp_spec::observed::{ContainerId, LiveContainer, Observed};
 use tokio::time::Instant;
 
+use crate::registry::DeployedRow;
+
 /// Whether the engine answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineState {
@@ -37,6 +39,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// What is known of a component's container, by its registered id.
+    #[must_use]
+    pub fn observed(&self, row: &DeployedRow) -> Observed {
+        self.of_container(&row.container)
+    }
+
     /// What is known of the container with this id: nothing is absent while the engine is away.
     #[must_use]
     pub fn of_container(&self, id: &ContainerId) -> Observed {

@@ -1,0 +1,5 @@
+//! Engines for tests.
+
+mod engine;
+
+pub use engine::ScriptedEngine;
