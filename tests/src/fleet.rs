@@ -343,7 +343,11 @@ impl Fleet {
             .keep();
         std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o755))?;
         // The target directory may lie where the engine's user cannot reach it.
-        std::fs::copy(&binaries().agent, dir.join("mcp-agent"))?;
+        // By a process of its own: a file that this one has open for writing while another thread
+        // forks is busy for whoever wants to run it.
+        run(Command::new("cp")
+            .arg(&binaries().agent)
+            .arg(dir.join("mcp-agent")))?;
         let public = format!("{}.pub", path(&self.key));
         std::fs::copy(&public, dir.join("owner.pub"))?;
         let node = Node {
