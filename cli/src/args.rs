@@ -94,6 +94,7 @@ pub(crate) struct Global {
         long,
         global = true,
         value_name = "NAME",
+        add = commands::complete::nodes(),
         env = "MCP_NODE",
         hide_env_values = true,
         value_delimiter = ','

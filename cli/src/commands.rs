@@ -2,9 +2,11 @@
 //!
 //! What several of them share stands beside them: [`place`] says which nodes a target is on,
 //! [`repository`] opens and checks the repository, [`push`] brings a revision to nodes,
-//! [`carry_out`] follows deployments, [`streams`] reads several nodes at once, [`rows`] draws components.
+//! [`carry_out`] follows deployments, [`streams`] reads several nodes at once, [`rows`] draws components,
+//! [`complete`] offers names to shells.
 
 pub(crate) mod carry_out;
+pub(crate) mod complete;
 pub(crate) mod place;
 pub(crate) mod push;
 pub(crate) mod repository;

@@ -21,6 +21,8 @@ use error::{Exit, Failure, Outcome};
 use output::Printer;
 
 fn main() -> ExitCode {
+    // Ends the process where a shell asks for completions.
+    clap_complete::CompleteEnv::with_factory(args::command).complete();
     let matches = match args::command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return usage(&error),

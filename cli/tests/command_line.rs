@@ -500,8 +500,23 @@ fn manual_pages_and_completions_are_written() {
     assert!(workstation.path("man1/mcp-deploy.1").exists());
     for shell in ["bash", "zsh", "fish"] {
         let said = workstation.mcp(&["completions", shell]);
-        assert!(said.out.contains("rollback"), "{shell}");
+        assert!(said.out.contains("COMPLETE"), "{shell}");
     }
+}
+
+#[test]
+fn services_and_components_are_completed() {
+    let workstation = Workstation::with_repository();
+    workstation.define("shop", SHOP);
+    let output = workstation
+        .command(&["--", "mcp", "deploy", "shop/"])
+        .env("COMPLETE", "bash")
+        .env("_CLAP_COMPLETE_INDEX", "2")
+        .env("_CLAP_COMPLETE_COMP_TYPE", "9")
+        .env("_CLAP_COMPLETE_SPACE", "false")
+        .output()
+        .unwrap();
+    assert_eq!(workstation.said(&output).out.trim(), "shop/web");
 }
 
 #[test]

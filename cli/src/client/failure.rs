@@ -14,8 +14,11 @@ const DETAIL_KEY: &str = "mcp-error-bin";
 /// Longest details that are read: the message's own bound is 4 KiB of free text.
 const MAX_DETAIL_BYTES: usize = 16 * 1024;
 
-/// The agent's word for a connection that was lost, which no agent sends.
-pub(super) const LOST: &str = "connection-lost";
+/// The agent's word for an agent that is going down.
+const STOPPING: &str = "stopping";
+
+/// The word for a connection that was lost, which no agent sends.
+const LOST: &str = "connection-lost";
 
 fn detail(status: &Status) -> Option<v1::ErrorDetail> {
     let value = status.metadata().get_bin(DETAIL_KEY)?;
@@ -33,13 +36,16 @@ fn exit_of_reason(reason: &str) -> Option<Exit> {
         | "not-fast-forward" => Exit::Stale,
         "policy" => Exit::Refused,
         "consent" => Exit::Usage,
+        // What is wrong lies in the revision, not in the command line.
+        "definitions" | "bad-definitions" => Exit::Failed,
+        // The agent answers: only one that is going down counts as away.
+        STOPPING => Exit::Unreachable,
         _ => return None,
     })
 }
 
 fn exit_of_code(code: Code) -> Exit {
     match code {
-        Code::Unavailable | Code::DeadlineExceeded => Exit::Unreachable,
         Code::PermissionDenied | Code::Unauthenticated => Exit::Refused,
         Code::Aborted => Exit::Stale,
         Code::InvalidArgument => Exit::Usage,
@@ -79,6 +85,11 @@ pub(super) fn of(node: &str, status: &Status) -> Failure {
     failure.head = Some(detail.head).filter(|head| !head.is_empty());
     failure.unknown = status.code() == Code::NotFound;
     failure
+}
+
+/// Whether the connection may be taken up again: it was lost, or the agent is being restarted.
+pub(super) fn may_come_back(failure: &Failure) -> bool {
+    matches!(failure.reason.as_deref(), Some(LOST | STOPPING))
 }
 
 /// Whether the transport failed, and not the agent: what it says comes with details or with a code
@@ -145,6 +156,7 @@ mod tests {
             (Code::PermissionDenied, Exit::Refused),
             (Code::Aborted, Exit::Stale),
             (Code::Unavailable, Exit::Unreachable),
+            (Code::ResourceExhausted, Exit::Failed),
             (Code::InvalidArgument, Exit::Usage),
             (Code::NotFound, Exit::Failed),
         ] {

@@ -124,9 +124,7 @@ pub(crate) async fn follow(
             Err(failure) => Some(failure.clone()),
         };
         match lost {
-            Some(failure) if failure.reason.as_deref() != Some(failure::LOST) => {
-                return Err(failure);
-            }
+            Some(failure) if !failure::may_come_back(&failure) => return Err(failure),
             _ => {}
         }
         if seen(Seen::Lost).is_break() {

@@ -276,7 +276,7 @@ pub(crate) fn finish(
             }
             Ok(deployments) => {
                 for one in deployments.iter().flatten() {
-                    if let Some(failure) = deployment::failure(&end.node, one) {
+                    if let Some(failure) = deployment::failure(&end.node, one, end.plan.as_ref()) {
                         context.out.failure(&failure);
                         told = true;
                     }

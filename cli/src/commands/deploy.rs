@@ -28,7 +28,7 @@ use crate::output::{clean, json, plan};
   mcp deploy --cancel 51c07af  before the point of no return")]
 pub(crate) struct Args {
     /// What
-    #[arg(value_name = "TARGET", required_unless_present_any = ["all", "cancel"])]
+    #[arg(add = super::complete::targets(), value_name = "TARGET", required_unless_present_any = ["all", "cancel"])]
     targets: Vec<Target>,
     /// Every service of the nodes
     #[arg(long, conflicts_with = "targets")]

@@ -22,7 +22,7 @@ use crate::output::table::{Cell, Table};
 Repair it with: mcp deploy SERVICE")]
 pub(crate) struct Args {
     /// Only these
-    #[arg(value_name = "TARGET")]
+    #[arg(add = super::complete::targets(), value_name = "TARGET")]
     targets: Vec<Target>,
     /// End with 2 where there is drift
     #[arg(long)]

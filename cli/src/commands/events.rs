@@ -27,7 +27,7 @@ use crate::output::style::{Style, bold, dim, short};
   mcp events -f -o jsonl | jq -r .message")]
 pub(crate) struct Args {
     /// Only about these
-    #[arg(value_name = "TARGET")]
+    #[arg(add = super::complete::targets(), value_name = "TARGET")]
     targets: Vec<Target>,
     /// Follow
     #[arg(short, long)]

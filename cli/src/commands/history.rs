@@ -21,7 +21,7 @@ use crate::output::table::{Cell, Table};
   mcp history metacrypt -o json | jq -r '.[0].revision'")]
 pub(crate) struct Args {
     /// Only of this
-    #[arg(value_name = "TARGET")]
+    #[arg(add = super::complete::targets(), value_name = "TARGET")]
     target: Option<Target>,
     /// At most so many of each node
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]

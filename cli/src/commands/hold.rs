@@ -19,7 +19,7 @@ use crate::output::style::{self, bold, green, short};
   mcp release metacrypt/api    let go again")]
 pub(crate) struct Args {
     /// What
-    #[arg(value_name = "TARGET", required = true)]
+    #[arg(add = super::complete::targets(), value_name = "TARGET", required = true)]
     targets: Vec<Target>,
     /// Why
     #[arg(

@@ -20,7 +20,7 @@ use crate::output::table::{Cell, Table};
   mcp list --node rift -o json as JSON, for scripts")]
 pub(crate) struct Args {
     /// Only these
-    #[arg(value_name = "TARGET")]
+    #[arg(add = super::complete::targets(), value_name = "TARGET")]
     targets: Vec<Target>,
 }
 

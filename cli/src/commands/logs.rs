@@ -27,7 +27,7 @@ use crate::output::style::{dim, nth_colour};
                                what was kept of a container that failed its gate")]
 pub(crate) struct Args {
     /// Whose
-    #[arg(value_name = "TARGET", required = true)]
+    #[arg(add = super::complete::targets(), value_name = "TARGET", required = true)]
     targets: Vec<Target>,
     /// Follow
     #[arg(short, long)]

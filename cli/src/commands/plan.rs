@@ -25,7 +25,7 @@ use crate::output::style::{count, short};
   mcp plan --exit-code         0 nothing to do, 2 changes")]
 pub(crate) struct Args {
     /// Only these
-    #[arg(value_name = "TARGET")]
+    #[arg(add = super::complete::targets(), value_name = "TARGET")]
     targets: Vec<Target>,
     /// The specs of this revision
     #[arg(long, value_name = "REV")]

@@ -19,7 +19,7 @@ use crate::output::table::{Cell, Table};
   mcp ps -o json | jq -r '.[].container_id'")]
 pub(crate) struct Args {
     /// Only these
-    #[arg(value_name = "TARGET")]
+    #[arg(add = super::complete::targets(), value_name = "TARGET")]
     targets: Vec<Target>,
 }
 

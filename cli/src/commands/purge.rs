@@ -17,7 +17,7 @@ use crate::error::Outcome;
   mcp purge old-service --volumes --yes    its volumes and their data, too (admin)")]
 pub(crate) struct Args {
     /// Only these
-    #[arg(value_name = "TARGET")]
+    #[arg(add = super::complete::targets(), value_name = "TARGET")]
     targets: Vec<Target>,
     /// Remove volumes and their data, too
     #[arg(long)]

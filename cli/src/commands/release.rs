@@ -16,7 +16,7 @@ use crate::error::Outcome;
   mcp release metacrypt/api && mcp deploy metacrypt/api")]
 pub(crate) struct Args {
     /// What
-    #[arg(value_name = "TARGET", required = true)]
+    #[arg(add = super::complete::targets(), value_name = "TARGET", required = true)]
     targets: Vec<Target>,
 }
 

@@ -15,7 +15,7 @@ use crate::error::Outcome;
   mcp restart metacrypt        the same containers; nothing is deployed")]
 pub(crate) struct Args {
     /// Which
-    #[arg(value_name = "SERVICE", required = true)]
+    #[arg(add = super::complete::services(), value_name = "SERVICE", required = true)]
     targets: Vec<Target>,
 }
 

@@ -16,7 +16,7 @@ use crate::error::Outcome;
   mcp rollback metacrypt --to 3f2a9c1")]
 pub(crate) struct Args {
     /// What
-    #[arg(value_name = "TARGET", required = true)]
+    #[arg(add = super::complete::targets(), value_name = "TARGET", required = true)]
     targets: Vec<Target>,
     /// To what ran at this revision
     #[arg(long, value_name = "REV")]

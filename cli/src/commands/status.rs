@@ -24,7 +24,7 @@ use crate::output::{clean, json};
   mcp status --exit-code       2 where state or spec has drifted")]
 pub(crate) struct Args {
     /// Only these
-    #[arg(value_name = "TARGET")]
+    #[arg(add = super::complete::targets(), value_name = "TARGET")]
     targets: Vec<Target>,
     /// Show services that are fine, too
     #[arg(short, long)]

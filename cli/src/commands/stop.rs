@@ -16,7 +16,7 @@ use crate::error::Outcome;
   mcp start metacrypt          starts it again")]
 pub(crate) struct Args {
     /// Which
-    #[arg(value_name = "SERVICE", required = true)]
+    #[arg(add = super::complete::services(), value_name = "SERVICE", required = true)]
     targets: Vec<Target>,
 }
 

@@ -19,7 +19,7 @@ use crate::output::table::{Cell, Table};
   mcp why metacrypt/api        the deployment, the revision, its signer, what it changed")]
 pub(crate) struct Args {
     /// What
-    #[arg(value_name = "TARGET")]
+    #[arg(add = super::complete::targets(), value_name = "TARGET")]
     target: Target,
 }
 

@@ -30,7 +30,9 @@ pub(crate) fn render(node: &str, deployment: &v1::Deployment, progress: &Progres
         .map(|part| part.component.chars().count())
         .max()
         .unwrap_or(0);
-    if deployment.outcome != "unchanged" {
+    // What was blocked has been told by the plan.
+    let begun = !deployment.deployment_id.is_empty() || deployment.outcome == "deployed";
+    if deployment.outcome != "unchanged" && begun {
         for part in &deployment.components {
             let told = progress.told(node, &deployment.service, &part.component);
             component(&mut out, part, widest, &told);
@@ -158,11 +160,43 @@ fn result_line(node: &str, deployment: &v1::Deployment) -> String {
     }
 }
 
-/// What to say of a deployment that did not go well.
-pub(crate) fn failure(node: &str, deployment: &v1::Deployment) -> Option<Failure> {
+/// What to say of a service that the plan could not touch.
+fn blocked(node: &str, deployment: &v1::Deployment, plan: &v1::Plan) -> Option<Failure> {
+    let mut all = plan
+        .blocked
+        .iter()
+        .filter(|blocked| blocked.service == deployment.service)
+        .peekable();
+    let first = *all.peek()?;
+    let mut failure = Failure::new(
+        Exit::Failed,
+        format!("{} on {node} is blocked", deployment.service),
+    );
+    let hint = Some(first.hint.clone()).filter(|hint| !hint.is_empty());
+    for blocked in all {
+        failure = failure.cause(match blocked.component.as_str() {
+            "" => blocked.reason.clone(),
+            component => format!("{component}: {}", blocked.reason),
+        });
+    }
+    Some(failure.maybe_hint(hint))
+}
+
+/// What to say of a deployment that did not go well; `plan` is what was to be done.
+pub(crate) fn failure(
+    node: &str,
+    deployment: &v1::Deployment,
+    plan: Option<&v1::Plan>,
+) -> Option<Failure> {
     let exit = exit(deployment);
     if exit == Exit::Done {
         return None;
+    }
+    // Nothing was begun of what was blocked, so there is no deployment to look at.
+    if deployment.deployment_id.is_empty()
+        && let Some(failure) = plan.and_then(|plan| blocked(node, deployment, plan))
+    {
+        return Some(failure);
     }
     let failed = deployment.components.iter().find(|part| {
         !part.error.is_empty() && matches!(part.outcome.as_str(), "failed" | "rolled-back")
@@ -244,7 +278,7 @@ mod tests {
 - web  not touched: needs api
 "
         );
-        let failure = failure("rift", &deployment).unwrap();
+        let failure = failure("rift", &deployment, None).unwrap();
         assert_eq!(failure.exit, Exit::RolledBack);
         assert_eq!(
             failure.message,

@@ -19,7 +19,7 @@ use crate::output::style::{self, count, green, short};
 The upstream is `[source]` of the agent's configuration.")]
 pub(super) struct Args {
     /// Only these
-    #[arg(value_name = "NAME")]
+    #[arg(add = crate::commands::complete::nodes(), value_name = "NAME")]
     names: Vec<NodeName>,
 }
 

@@ -19,7 +19,7 @@ use crate::output::table::{Cell, Table};
   mcp node info rift -o json")]
 pub(super) struct Args {
     /// Only these
-    #[arg(value_name = "NAME")]
+    #[arg(add = crate::commands::complete::nodes(), value_name = "NAME")]
     names: Vec<NodeName>,
 }
 

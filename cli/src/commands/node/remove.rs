@@ -13,7 +13,7 @@ use crate::output::style::{self, green};
   mcp node remove rift")]
 pub(super) struct Args {
     /// Its name
-    #[arg(value_name = "NAME")]
+    #[arg(add = crate::commands::complete::nodes(), value_name = "NAME")]
     name: NodeName,
 }
 

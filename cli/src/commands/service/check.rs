@@ -19,7 +19,7 @@ use crate::output::style::{self, count, green};
   mcp service check -o json    {ok, errors: [{file, line, column, message, hint}]}")]
 pub(super) struct Args {
     /// Only these, each by itself
-    #[arg(value_name = "NAME")]
+    #[arg(add = crate::commands::complete::services(), value_name = "NAME")]
     names: Vec<ServiceName>,
 }
 

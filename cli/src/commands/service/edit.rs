@@ -22,7 +22,7 @@ use crate::output::style::{self, count, green};
   EDITOR=nano mcp service edit metacrypt")]
 pub(super) struct Args {
     /// Which
-    #[arg(value_name = "NAME")]
+    #[arg(add = crate::commands::complete::services(), value_name = "NAME")]
     name: ServiceName,
 }
 

@@ -17,7 +17,7 @@ use crate::error::{Failure, Outcome};
   mcp service export metacrypt > services/metacrypt.toml")]
 pub(super) struct Args {
     /// Which
-    #[arg(value_name = "NAME")]
+    #[arg(add = crate::commands::complete::services(), value_name = "NAME")]
     name: ServiceName,
     /// In which format
     #[arg(long, value_name = "FORMAT", default_value = "toml")]

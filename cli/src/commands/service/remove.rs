@@ -14,7 +14,7 @@ use crate::output::style::{self, green};
   mcp service remove old-service --files --yes")]
 pub(super) struct Args {
     /// Which
-    #[arg(value_name = "NAME")]
+    #[arg(add = crate::commands::complete::services(), value_name = "NAME")]
     name: ServiceName,
     /// Its files below files/NAME, too
     #[arg(long)]

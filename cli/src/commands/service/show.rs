@@ -20,7 +20,7 @@ use crate::output::table::{Cell, Table};
   mcp service show metacrypt -o json | jq .components.api.image")]
 pub(super) struct Args {
     /// Which
-    #[arg(value_name = "NAME")]
+    #[arg(add = crate::commands::complete::services(), value_name = "NAME")]
     name: ServiceName,
     /// As it was at this revision
     #[arg(long, value_name = "REV")]
