@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 mod audit;
 mod column;
+mod commit;
 mod components;
 mod deployments;
 mod error;
@@ -33,6 +34,7 @@ mod observations;
 mod open;
 mod quarantine;
 mod readers;
+mod records;
 mod requests;
 mod revisions;
 mod specs;
@@ -43,12 +45,11 @@ mod writer;
 mod tests;
 
 pub use audit::AuditRow;
-pub use components::{
-    Advanced, CommitDeployment, DeployedRow, HistoryEntry, HoldRow, SetDeployed, StopOverride,
-};
+pub use commit::{Advanced, CommitDeployment, HistoryEntry, SetDeployed};
+pub use components::{Components, DeployedRow, HoldRow, StopOverride};
 pub use deployments::{
-    Admission, ComponentRecord, DeploymentId, DeploymentIdError, DeploymentRow, DeploymentState,
-    Finish, Outcome, Trigger,
+    Admission, DeploymentId, DeploymentIdError, DeploymentRow, DeploymentState, Finish, Outcome,
+    Trigger,
 };
 pub use error::{OpenError, RegistryError};
 pub use events::{EventQuery, EventRow, NewEvent, PruneBounds};
@@ -56,9 +57,11 @@ pub use history::HistoryRow;
 pub use journal::{StepPhase, StepRow};
 pub use observations::{DriftRow, HealthWord, ObservedRow};
 pub use quarantine::Quarantined;
+pub use records::ComponentRecord;
 pub use requests::RequestAdmission;
 pub use revisions::{RevisionFilter, RevisionRow, RevisionSource, SpecChange};
 
+use components::ComponentsCache;
 use readers::Readers;
 use specs::SpecCache;
 use writer::{WriteTx, Writer};
@@ -78,6 +81,7 @@ struct Shared {
     writer: Writer,
     readers: Readers,
     specs: SpecCache,
+    components: ComponentsCache,
 }
 
 /// What a lookup by the start of an id found.
@@ -124,6 +128,7 @@ impl Registry {
                 writer,
                 readers: Readers::new(path.to_owned()),
                 specs: SpecCache::default(),
+                components: ComponentsCache::default(),
             }),
         })
     }

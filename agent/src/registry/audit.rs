@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::column::{At, at, count, cut};
-use super::{MAX_ROWS, PruneBounds, Registry, RegistryError, WriteTx};
+use super::{MAX_ROWS, Registry, RegistryError};
 
 /// Longest text in an audit column; more is cut off.
 const TEXT_BYTES: usize = 4096;
@@ -80,21 +80,4 @@ impl Registry {
         })
         .await
     }
-}
-
-pub(super) fn prune(tx: &WriteTx<'_>, bounds: &PruneBounds) -> Result<usize, RegistryError> {
-    Ok(tx
-        .prepare_cached(
-            "DELETE FROM audit WHERE seq IN (
-               SELECT seq FROM audit
-               WHERE (at < ?1 AND seq <= (SELECT max(seq) FROM audit) - ?2)
-                  OR seq <= (SELECT max(seq) FROM audit) - ?3
-               ORDER BY seq LIMIT ?4)",
-        )?
-        .execute((
-            At(bounds.before),
-            bounds.keep_newest,
-            bounds.keep_at_most,
-            bounds.chunk,
-        ))?)
 }

@@ -119,8 +119,8 @@ impl Registry {
     /// Where the registry cannot be written.
     pub async fn prune(&self, bounds: PruneBounds) -> Result<usize, RegistryError> {
         self.write(move |tx| {
-            Ok(prune_events(tx, &bounds)?
-                + super::audit::prune(tx, &bounds)?
+            Ok(prune_log(tx, "events", &bounds)?
+                + prune_log(tx, "audit", &bounds)?
                 + super::deployments::prune(tx, &bounds)?
                 + super::history::prune(tx, &bounds)?
                 + super::requests::prune(tx, &bounds)?)
@@ -215,21 +215,30 @@ fn select(connection: &Connection, query: &EventQuery) -> Result<Vec<EventRow>, 
     Ok(rows)
 }
 
-fn prune_events(tx: &WriteTx<'_>, bounds: &PruneBounds) -> Result<usize, RegistryError> {
-    Ok(tx
-        .prepare_cached(
-            "DELETE FROM events WHERE seq IN (
-               SELECT seq FROM events
-               WHERE (at < ?1 AND seq <= (SELECT max(seq) FROM events) - ?2)
-                  OR seq <= (SELECT max(seq) FROM events) - ?3
-               ORDER BY seq LIMIT ?4)",
-        )?
-        .execute((
-            At(bounds.before),
-            bounds.keep_newest,
-            bounds.keep_at_most,
-            bounds.chunk,
-        ))?)
+/// Takes old rows of a log, a table with `seq` and an index on `at`. Both statements walk an index
+/// and touch what goes, so that a call with nothing to do costs nothing in a long log.
+pub(super) fn prune_log(
+    tx: &WriteTx<'_>,
+    table: &'static str,
+    bounds: &PruneBounds,
+) -> Result<usize, RegistryError> {
+    let too_many = tx
+        .prepare_cached(&format!(
+            "DELETE FROM {table} WHERE seq IN (
+               SELECT seq FROM {table} WHERE seq <= (SELECT max(seq) FROM {table}) - ?1
+               ORDER BY seq LIMIT ?2)"
+        ))?
+        .execute((bounds.keep_at_most, bounds.chunk))?;
+    let left = i64::from(bounds.chunk) - i64::try_from(too_many).unwrap_or(i64::MAX);
+    let too_old = tx
+        .prepare_cached(&format!(
+            "DELETE FROM {table} WHERE seq IN (
+               SELECT seq FROM {table}
+               WHERE at < ?1 AND seq <= (SELECT max(seq) FROM {table}) - ?2
+               ORDER BY at LIMIT ?3)"
+        ))?
+        .execute((At(bounds.before), bounds.keep_newest, left.max(0)))?;
+    Ok(too_many + too_old)
 }
 
 fn event_row(row: &Row<'_>) -> rusqlite::Result<EventRow> {

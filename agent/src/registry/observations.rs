@@ -91,7 +91,7 @@ impl Registry {
     ///
     /// Where the registry cannot be read.
     pub async fn observed_all(&self) -> Result<Vec<ObservedRow>, RegistryError> {
-        self.read(|connection, _| all(connection)).await
+        Ok(self.components().await?.observed.clone())
     }
 
     /// What was last seen of one component.
@@ -140,6 +140,7 @@ pub(super) fn store(tx: &WriteTx<'_>, rows: &[ObservedRow]) -> Result<(), Regist
             observed_at = excluded.observed_at",
     )?;
     for row in rows {
+        tx.change_components();
         upsert.execute((
             row.key.service.as_str(),
             row.key.component.as_str(),

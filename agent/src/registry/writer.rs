@@ -5,6 +5,8 @@
 
 use std::cell::Cell;
 use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use rusqlite::Connection;
@@ -23,12 +25,18 @@ const GROUP: usize = 128;
 pub(super) struct WriteTx<'c> {
     connection: &'c Connection,
     newest_event: Cell<u64>,
+    components_changed: Cell<bool>,
 }
 
 impl WriteTx<'_> {
     /// Notes the number of an event that this transaction appended.
     pub(super) fn appended_event(&self, seq: u64) {
         self.newest_event.set(seq);
+    }
+
+    /// Notes that what is deployed or observed changes.
+    pub(super) fn change_components(&self) {
+        self.components_changed.set(true);
     }
 }
 
@@ -87,6 +95,7 @@ pub(super) struct Writer {
     jobs: mpsc::Sender<Box<dyn Job>>,
     newest_event: watch::Receiver<u64>,
     failure: watch::Receiver<Option<RegistryError>>,
+    components_version: Arc<AtomicU64>,
 }
 
 impl Writer {
@@ -95,11 +104,13 @@ impl Writer {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (event_tx, event_rx) = watch::channel(newest_event);
         let (failure_tx, failure_rx) = watch::channel(None);
+        let components_version = Arc::new(AtomicU64::new(0));
         let thread = WriterThread {
             connection,
             queue,
             newest_event: event_tx,
             failure: failure_tx,
+            components_version: Arc::clone(&components_version),
         };
         // Not joined: it ends with the queue, and what it acknowledged is on the disk already.
         thread::Builder::new()
@@ -109,6 +120,7 @@ impl Writer {
             jobs,
             newest_event: event_rx,
             failure: failure_rx,
+            components_version,
         })
     }
 
@@ -135,6 +147,11 @@ impl Writer {
         self.newest_event.clone()
     }
 
+    /// Grows with each commit that changes what is deployed or observed, before the commit is acknowledged.
+    pub(super) fn components_version(&self) -> u64 {
+        self.components_version.load(Ordering::Acquire)
+    }
+
     /// Returns when no write is taken any more.
     pub(super) async fn failed(&self) -> RegistryError {
         let mut failure = self.failure.clone();
@@ -151,6 +168,7 @@ struct WriterThread {
     queue: mpsc::Receiver<Box<dyn Job>>,
     newest_event: watch::Sender<u64>,
     failure: watch::Sender<Option<RegistryError>>,
+    components_version: Arc<AtomicU64>,
 }
 
 impl WriterThread {
@@ -182,12 +200,15 @@ impl WriterThread {
     /// Runs a group in one transaction. An error is the whole transaction's: nothing of it was written.
     fn commit(&self, group: &mut [Box<dyn Job>]) -> Result<(), RegistryError> {
         self.execute("BEGIN IMMEDIATE")?;
-        let outcome = self.run_group(group).and_then(|newest| {
+        let outcome = self.run_group(group).and_then(|done| {
             self.execute("COMMIT")?;
-            Ok(newest)
+            Ok(done)
         });
         match outcome {
-            Ok(newest) => {
+            Ok((newest, components_changed)) => {
+                if components_changed {
+                    self.components_version.fetch_add(1, Ordering::Release);
+                }
                 self.newest_event.send_if_modified(|seen| {
                     let newer = newest > *seen;
                     *seen = newest.max(*seen);
@@ -205,16 +226,22 @@ impl WriterThread {
         }
     }
 
-    fn run_group(&self, group: &mut [Box<dyn Job>]) -> Result<u64, RegistryError> {
+    /// Returns the newest event and whether what is deployed or observed changes.
+    fn run_group(&self, group: &mut [Box<dyn Job>]) -> Result<(u64, bool), RegistryError> {
         let mut newest = *self.newest_event.borrow();
+        let mut components_changed = false;
         for job in group {
             self.execute("SAVEPOINT job")?;
             let tx = WriteTx {
                 connection: &self.connection,
                 newest_event: Cell::new(newest),
+                components_changed: Cell::new(false),
             };
             match job.run(&tx) {
-                Ok(()) => newest = tx.newest_event.get(),
+                Ok(()) => {
+                    newest = tx.newest_event.get();
+                    components_changed |= tx.components_changed.get();
+                }
                 // The transaction is gone, and with it what other jobs of the group wrote.
                 Err(error) if self.connection.is_autocommit() || error.stops_writes() => {
                     return Err(error);
@@ -223,7 +250,7 @@ impl WriterThread {
             }
             self.execute("RELEASE job")?;
         }
-        Ok(newest)
+        Ok((newest, components_changed))
     }
 
     fn execute(&self, statement: &'static str) -> Result<(), RegistryError> {

@@ -321,3 +321,26 @@ async fn a_quarantine_ends_when_the_spec_passes() {
     registry.lift_quarantine(key("shop/web")).await.unwrap();
     assert_eq!(registry.quarantined().await.unwrap(), []);
 }
+
+#[tokio::test]
+async fn the_snapshot_of_components_is_shared_until_a_commit_changes_it() {
+    let fixture = Fixture::new();
+    let registry = &fixture.registry;
+    fixture.deploy(set(row("shop/web", "v1", 1))).await;
+    let first = registry.components().await.unwrap();
+    registry
+        .append_events(vec![event(1, "shop/web")])
+        .await
+        .unwrap();
+    let same = registry.components().await.unwrap();
+    assert!(std::sync::Arc::ptr_eq(&first, &same));
+    let seen = observed("shop/web", ObservedState::Stopped);
+    registry
+        .record_observed(vec![seen.clone()], vec![])
+        .await
+        .unwrap();
+    let second = registry.components().await.unwrap();
+    assert_eq!(second.observed, [seen]);
+    assert_eq!(second.deployed, first.deployed);
+    assert_eq!(first.observed, []);
+}
