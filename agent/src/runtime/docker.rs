@@ -20,7 +20,6 @@ mod session;
 mod signal;
 mod socket;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -137,40 +136,6 @@ impl DockerRuntime {
             })
             .await?;
         created(&answer, &request.name)
-    }
-
-    /// Engines take an empty command for none given, and run the image's. Where the component has one
-    /// and means it, the image's entry point is named, which leaves the image's command out.
-    async fn without_arguments<'a>(
-        &self,
-        request: &'a ContainerRequest,
-    ) -> Result<Cow<'a, ContainerRequest>, RuntimeError> {
-        let spec = &request.spec;
-        if spec.cmd.as_ref().is_none_or(|cmd| !cmd.is_empty())
-            || spec.entrypoint.as_ref().is_some_and(|it| !it.is_empty())
-        {
-            return Ok(Cow::Borrowed(request));
-        }
-        let entrypoint = if spec.entrypoint.is_none() {
-            let answer = self
-                .send(|prefix| images::inspect(prefix, request.image.as_str()))
-                .await?;
-            if errors::is_missing(&answer) {
-                return Err(errors::meaning(&answer, request.image.as_str()));
-            }
-            images::entrypoint(&answer.ok()?.parsed()?)
-        } else {
-            Vec::new()
-        };
-        if entrypoint.is_empty() {
-            return Err(RuntimeError::Unsupported {
-                what: "cmd = []".to_owned(),
-                why: "there is no entry point either, so nothing would run".to_owned(),
-            });
-        }
-        let mut request = request.clone();
-        request.spec.entrypoint = Some(entrypoint);
-        Ok(Cow::Owned(request))
     }
 
     /// Whether any container, running or not, is attached to a network.
@@ -361,11 +326,9 @@ impl Runtime for DockerRuntime {
     }
 
     async fn create(&self, request: &ContainerRequest) -> Result<ContainerId, RuntimeError> {
-        let engine = self.engine().await?;
-        let request = self.without_arguments(request).await?;
-        match engine {
-            EngineName::Docker => self.create_docker(&request).await,
-            EngineName::Podman => self.create_podman(&request).await,
+        match self.engine().await? {
+            EngineName::Docker => self.create_docker(request).await,
+            EngineName::Podman => self.create_podman(request).await,
         }
     }
 

@@ -5,7 +5,9 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, getpgid, kill_process_group, pidfd_open, pidfd_send_signal,
+};
 
 /// Ticks of `/proc`'s clock a second: the kernel's `USER_HZ`, the same wherever containers run.
 const TICKS: u64 = 100;
@@ -19,25 +21,42 @@ pub fn pid_start_time(pid: u32) -> Option<u64> {
 
 /// A process that is held by a descriptor, so that its id cannot pass to another unseen.
 #[derive(Debug)]
-pub struct Handle(OwnedFd);
+pub struct Handle {
+    fd: OwnedFd,
+    pid: Pid,
+}
 
 impl Handle {
     /// Takes hold of a process; `None` where there is none, or no right to.
     #[must_use]
     pub fn open(pid: u32) -> Option<Self> {
         let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-        pidfd_open(pid, PidfdFlags::empty()).ok().map(Self)
+        let fd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        Some(Self { fd, pid })
     }
 
     /// The descriptor: readable once the process has ended.
     #[must_use]
     pub fn into_fd(self) -> OwnedFd {
-        self.0
+        self.fd
     }
 
     /// Kills it, where the agent may; one that has ended is none the worse.
     pub fn kill(&self) {
-        let _ = pidfd_send_signal(&self.0, Signal::KILL);
+        let _ = pidfd_send_signal(&self.fd, Signal::KILL);
+    }
+
+    /// Kills it with all processes of its group, where it leads one: engines run each command as the
+    /// leader of a group of its own.
+    pub(super) fn kill_group(&self) {
+        // The group keeps the leader's id taken for as long as it has a member, and this signal found
+        // the leader not yet gone.
+        if pidfd_send_signal(&self.fd, Signal::STOP).is_ok()
+            && getpgid(Some(self.pid)) == Ok(self.pid)
+        {
+            let _ = kill_process_group(self.pid, Signal::KILL);
+        }
+        self.kill();
     }
 }
 
@@ -73,7 +92,7 @@ pub(super) fn kill_strays(first: u32, command: &[String], age: Duration) {
             now.saturating_sub(started) <= age + Duration::from_secs(1)
         });
         if outside && young && runs(pid, command) {
-            process.kill();
+            process.kill_group();
         }
     }
 }

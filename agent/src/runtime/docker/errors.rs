@@ -44,6 +44,7 @@ pub(super) fn is_missing(answer: &Answer) -> bool {
         && (message.contains("no such")
             || message.contains("not found")
             || message.contains("does not exist")
+            || message.contains("not known")
             || message.contains("unable to find"))
 }
 

@@ -115,7 +115,7 @@ async fn end(http: &Http, prefix: &str, exec: &str) {
         && again.running
         && again.pid == seen.pid
     {
-        process.kill();
+        process.kill_group();
     }
 }
 

@@ -271,6 +271,8 @@ fn full_cause(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[test]
@@ -283,5 +285,99 @@ mod tests {
     fn message_is_found_in_json_and_in_text() {
         assert_eq!(message_in(br#"{"cause":"c","message":"m"}"#), "m");
         assert_eq!(message_in(b"404 page not found\n"), "404 page not found");
+    }
+
+    /// An engine that reads a request and does with the connection what it is told.
+    async fn engine(answer: &'static [u8], then_hang: bool) -> (tempfile::TempDir, Http) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("engine.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut request = [0; 1024];
+                    let _ = stream.read(&mut request).await;
+                    let _ = stream.write_all(answer).await;
+                    if then_hang {
+                        std::future::pending::<()>().await;
+                    }
+                });
+            }
+        });
+        (dir, Http::new(EngineSocket::Unix(path)))
+    }
+
+    fn quick(call: Call) -> Call {
+        call.within(Duration::from_millis(300))
+    }
+
+    #[tokio::test]
+    async fn engine_that_is_not_there_is_unreachable() {
+        let http = Http::new("unix:///nonexistent/engine.sock".parse().unwrap());
+        for call in [Call::get("a", "/a"), Call::post("b", "/b")] {
+            let error = http.send(call).await.unwrap_err();
+            assert!(matches!(error, RuntimeError::Unreachable { .. }), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn silent_engine_is_uncertain_at_the_deadline() {
+        let (_dir, http) = engine(b"", true).await;
+        let error = http
+            .send(quick(Call::post("start", "/x")))
+            .await
+            .unwrap_err();
+        assert!(error.is_uncertain(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn half_an_answer_is_uncertain() {
+        let cases: [&[u8]; 4] = [
+            b"",
+            b"HTTP/1.1 201 Cre",
+            b"HTTP/1.1 201 Created\r\ncontent-length: 90\r\n\r\n{\"Id\":\"ab",
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n[{\"Id",
+        ];
+        for answer in cases {
+            for hangs in [false, true] {
+                let (_dir, http) = engine(answer, hangs).await;
+                for call in [Call::post("create", "/x"), Call::get("list", "/x")] {
+                    let error = http.send(quick(call)).await.unwrap_err();
+                    assert!(error.is_uncertain(), "{error}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn document_cut_short_is_uncertain() {
+        let (_dir, http) =
+            engine(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n[{\"I", false).await;
+        let answer = http.send(quick(Call::get("list", "/x"))).await.unwrap();
+        assert!(answer.parsed::<Vec<Value>>().unwrap_err().is_uncertain());
+    }
+
+    #[tokio::test]
+    async fn connection_is_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("engine.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let http = Http::new(EngineSocket::Unix(path));
+        let serving = tokio::spawn(async move {
+            // One connection is taken, and no other.
+            let (mut stream, _) = listener.accept().await.unwrap();
+            for _ in 0..3 {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nOK")
+                    .await;
+            }
+        });
+        for _ in 0..3 {
+            let answer = http.send(Call::post("ping", "/x")).await.unwrap();
+            assert_eq!(&answer.body[..], b"OK");
+        }
+        serving.await.unwrap();
     }
 }

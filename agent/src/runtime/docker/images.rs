@@ -8,7 +8,6 @@ use hyper::body::Incoming;
 use mcp_spec::image::{Digest, ImageRef};
 use mcp_spec::observed::ImageId;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::super::{EngineName, ImageFacts, KeepTag, PullProgress, RuntimeError};
 use super::errors;
@@ -71,17 +70,6 @@ pub(super) fn facts(
         digest,
         size_bytes: image.size,
     }))
-}
-
-/// The entry point in an image's inspect.
-pub(super) fn entrypoint(image: &Value) -> Vec<String> {
-    image
-        .pointer("/Config/Entrypoint")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|word| word.as_str().map(str::to_owned))
-        .collect()
 }
 
 /// The digest under which the reference's own repository holds the image.
