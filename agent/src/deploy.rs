@@ -14,8 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use mcp_spec::image::Digest;
-use mcp_spec::name::{ComponentKey, ComponentName, ServiceName};
-use mcp_spec::observed::{ContainerId, LiveContainer};
+use mcp_spec::name::{ComponentName, ServiceName};
 use mcp_spec::plan::ServicePlan;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -47,7 +46,7 @@ use crate::registry::{
     Admission, DeployedRow, DeploymentId, DeploymentRow, DeploymentState, Outcome, RegistryError,
 };
 use crate::runtime::RuntimeError;
-use crate::watch::Busy;
+use crate::watch::{Busy, Revive, Revived};
 
 /// Commands that may wait for the deployer: one a client call, and clients are few.
 const COMMANDS: usize = 256;
@@ -135,26 +134,6 @@ pub enum Cancelled {
     TooLate,
     /// No such deployment runs or waits.
     Unknown,
-}
-
-/// A start by the restart policy.
-#[derive(Debug, Clone)]
-pub struct Revive {
-    /// The component.
-    pub key: ComponentKey,
-    /// The registered container that ended.
-    pub container: ContainerId,
-}
-
-/// What came of a start by the restart policy.
-#[derive(Debug)]
-pub enum Revived {
-    /// It runs again.
-    Running(Box<LiveContainer>),
-    /// It is not wanted any more, or a deployment has the lane: nothing was done.
-    NotNow,
-    /// The engine failed.
-    Failed(RuntimeError),
 }
 
 enum Command {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use mcp_spec::revision::CommitId;
 use mcp_spec::signature::{DeniedKeys, KeysError, OwnerKeys};
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -30,6 +31,7 @@ pub mod intake;
 pub mod lock;
 pub mod node;
 pub mod planning;
+pub mod reconcile;
 pub mod registry;
 pub mod revisions;
 pub mod rpc;
@@ -88,6 +90,10 @@ pub struct Agent {
     pub planner: Arc<Planner>,
     /// Changes containers.
     pub deployer: Deployer,
+    /// The services that are being changed.
+    pub busy: Busy,
+    /// Tells of new heads.
+    pub heads: tokio::sync::watch::Sender<Option<CommitId>>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The upstream's state.
@@ -115,6 +121,7 @@ impl Agent {
             // The repository has it: the next arrival or the next start makes up for this.
             tracing::error!(error = %error_chain(&error), "a revision could not be written down");
         }
+        self.heads.send_replace(Some(accepted.head));
     }
 }
 
@@ -444,6 +451,8 @@ pub async fn run(
         watch,
         planner,
         deployer,
+        busy: busy.clone(),
+        heads: tokio::sync::watch::Sender::new(None),
         clock,
         source: Source::default(),
         work: TaskTracker::new(),
@@ -483,6 +492,26 @@ pub async fn run(
     }
     let stop = tasks.shutdown.child_token();
     tasks.spawn("deployer", async { Ok(deploying.run(stop).await?) });
+    let reviving = agent.deployer.clone();
+    let setup = watch::Setup {
+        watch: agent.watch.clone(),
+        busy,
+        registry: agent.registry.clone(),
+        facts: agent.engine.clone(),
+        reviver: Arc::new(move |revive| {
+            let deployer = reviving.clone();
+            Box::pin(async move { deployer.revive(revive).await })
+        }),
+        jitter: Arc::new(|| rand::random::<f64>() * 2.0 - 1.0),
+        config: agent.config.watch.clone(),
+    };
+    let stop = tasks.shutdown.child_token();
+    tasks.spawn("watch", async { Ok(watch::run(setup, stop).await?) });
+    let reconciling = reconcile::run(Arc::clone(&agent), tasks.shutdown.child_token());
+    tasks.spawn("reconcile", async {
+        reconciling.await;
+        Ok(())
+    });
     let engine = meet_engine(&agent).await;
     ready(address, &engine);
     let ended = tasks.finish().await;

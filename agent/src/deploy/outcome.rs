@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mcp_spec::name::ComponentName;
-use mcp_spec::observed::DesiredState;
+use mcp_spec::observed::{DesiredState, Observed};
 use mcp_spec::plan::{Action, ActionKind, After, HoldChange, Purpose};
 
 use super::compensate::PutBack;
@@ -18,6 +18,7 @@ use crate::registry::{
     Finish, HistoryEntry, HoldRow, NewEvent, Outcome, Quarantined, SetDeployed, StopOverride,
     Trigger,
 };
+use crate::watch::first_sight;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -201,6 +202,14 @@ pub(super) fn commitment(
             }
             (_, None) => continue,
         };
+        let live = switching
+            .switched
+            .get(&action.component)
+            .and_then(|switched| switched.live.clone());
+        if let Some(live) = live {
+            let observed = Observed::Present(Box::new(live));
+            commit.observed.push(first_sight(&row, &observed, now));
+        }
         let history = history_of(execution, action, old, after, failed);
         commit.set.push(SetDeployed { row, history });
     }

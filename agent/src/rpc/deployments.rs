@@ -435,7 +435,8 @@ fn follow(
 ) -> Updates {
     let (updates, stream) = mpsc::channel(UPDATES);
     let node = agent.config.node.clone();
-    tokio::spawn(async move {
+    let shutdown = agent.shutdown.clone();
+    let following = async move {
         if let Some(plan) = plan {
             let first = v1::DeployUpdate {
                 update: Some(v1::deploy_update::Update::Plan(plan)),
@@ -468,6 +469,13 @@ fn follow(
         };
         // A client that is gone has no use for the result; the registry keeps it.
         drop(updates.send(Ok(last)).await);
+    };
+    agent.work.spawn(async move {
+        tokio::select! {
+            // The agent's end cuts followers off; the deployment goes on by its journal.
+            () = shutdown.cancelled() => {}
+            () = following => {}
+        }
     });
     Box::pin(ReceiverStream::new(stream))
 }

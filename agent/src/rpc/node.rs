@@ -1,5 +1,6 @@
 //! `mcp.v1.Node`: the machine and its agent.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -8,6 +9,7 @@ use mcp_spec::revision::CommitId;
 use tonic::{Request, Response, Status};
 
 use super::authenticate::caller;
+use super::registry::engine_status;
 use super::status;
 use crate::Agent;
 use crate::node::{NodeFacts, Usage};
@@ -43,10 +45,16 @@ impl v1::node_server::Node for Node {
         let config = &agent.config;
         let facts = NodeFacts::read(&config.data_dir);
         let last = agent.source.last();
+        let rows = agent
+            .registry
+            .deployed_all()
+            .await
+            .map_err(|error| status::registry(&error))?;
+        let services: BTreeSet<_> = rows.iter().map(|row| &row.key.service).collect();
         Ok(Response::new(v1::InfoResponse {
             node: config.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            engine: None,
+            engine: Some(engine_status(agent, &agent.watch.current())),
             disk: Some(usage(facts.disk)),
             memory: Some(usage(facts.memory)),
             cpus: facts.cpus,
@@ -58,8 +66,8 @@ impl v1::node_server::Node for Node {
                 .unwrap_or_default(),
             started_at: agent.started_at.to_string(),
             now: Timestamp::now().to_string(),
-            services: 0,
-            components: 0,
+            services: u32::try_from(services.len()).unwrap_or(u32::MAX),
+            components: u32::try_from(rows.len()).unwrap_or(u32::MAX),
             source_url: config
                 .source
                 .as_ref()

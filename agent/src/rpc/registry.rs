@@ -289,7 +289,8 @@ impl v1::registry_server::Registry for Registry {
             newest: request.after == 0 && since.is_none(),
         };
         let follow = request.follow;
-        tokio::spawn(async move {
+        let work = self.agent.work.clone();
+        work.spawn(async move {
             // A follower that went away ends this, and so does the agent's end.
             tokio::select! {
                 () = agent.shutdown.cancelled() => {}

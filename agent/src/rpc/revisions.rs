@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mcp_proto::v1;
+use mcp_proto::{convert, v1};
 use mcp_spec::name::{ComponentName, NameError, ServiceName};
+use mcp_spec::plan::Options;
 use mcp_spec::revision::CommitId;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,6 +18,7 @@ use super::authenticate::{About, caller};
 use super::status::{self, Failure};
 use crate::Agent;
 use crate::auth::Identity;
+use crate::planning::Wish;
 use crate::registry::{RevisionFilter, RevisionRow};
 use crate::revisions::{Accepted, Limits};
 use crate::source::Way;
@@ -45,6 +47,26 @@ pub(super) struct Revisions {
 }
 
 impl Revisions {
+    /// What the head asks for and nobody has deployed yet. A plan that cannot be made is no failure of
+    /// the push.
+    async fn pending(&self) -> Option<v1::Plan> {
+        let wish = Wish {
+            targets: None,
+            revision: None,
+            options: Options::default(),
+            draft: Vec::new(),
+            auto: false,
+            resolve_tags: false,
+        };
+        match self.agent.planner.deploy(&wish).await {
+            Ok(planned) => Some(convert::plan(&planned.plan, self.agent.revisions.head())),
+            Err(error) => {
+                tracing::debug!(error = %crate::error_chain(&error), "no plan of what is pending");
+                None
+            }
+        }
+    }
+
     pub(super) fn new(agent: Arc<Agent>) -> Self {
         Self {
             agent,
@@ -235,7 +257,7 @@ impl v1::revisions_server::Revisions for Revisions {
             previous: shown(accepted.previous),
             revision: accepted.head.to_string(),
             new_commits: u32::try_from(accepted.new_commits.len()).unwrap_or(u32::MAX),
-            pending: None,
+            pending: self.pending().await,
         }))
     }
 

@@ -151,7 +151,8 @@ impl v1::workloads_server::Workloads for Workloads {
         let (lines, stream) = mpsc::channel(LINES_AHEAD);
         for (key, container) in chosen {
             let (agent, options, lines) = (Arc::clone(&self.agent), options.clone(), lines.clone());
-            tokio::spawn(async move {
+            let work = self.agent.work.clone();
+            work.spawn(async move {
                 // A reader that went away ends this, and so does the agent's end.
                 tokio::select! {
                     () = agent.shutdown.cancelled() => {}

@@ -342,7 +342,7 @@ fn decide(
             if !drifted.is_empty() {
                 action.kind = ActionKind::Replace;
                 action.reason = Reason::Drifted(drifted);
-            } else if !live.state.is_running() {
+            } else if !live.state.is_running() && operator {
                 not_running(&mut action, deployed, live);
             }
         }
