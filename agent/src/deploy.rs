@@ -471,16 +471,15 @@ impl DeployerTask {
         let Some(lane) = self.lanes.get_mut(service) else {
             return;
         };
-        if let Some(running) = &lane.running {
-            if let (Some((_, line, superseded)), true) =
+        if let Some(running) = &lane.running
+            && let (Some((_, line, superseded)), true) =
                 (&running.deployment, running.covers.is_subset(&covered))
-            {
-                superseded.store(1, Ordering::Release);
-                if line.cancel() {
-                    running.cancel.cancel();
-                } else {
-                    superseded.store(0, Ordering::Release);
-                }
+        {
+            superseded.store(1, Ordering::Release);
+            if line.cancel() {
+                running.cancel.cancel();
+            } else {
+                superseded.store(0, Ordering::Release);
             }
         }
         let (out, stay): (VecDeque<_>, VecDeque<_>) = lane
@@ -502,29 +501,28 @@ impl DeployerTask {
 
     async fn cancel(&mut self, id: &DeploymentId) -> Cancelled {
         for lane in self.lanes.values_mut() {
-            if let Some(running) = &lane.running {
-                if let Some((running_id, line, _)) = &running.deployment {
-                    if running_id == id {
-                        if line.cancel() {
-                            running.cancel.cancel();
-                            return Cancelled::Cancelled;
-                        }
-                        return Cancelled::TooLate;
-                    }
-                }
-            }
-            if let Some(at) = lane.queue.iter().position(|waiting| waiting.row.id == *id) {
-                if let Some(waiting) = lane.queue.remove(at) {
-                    end_unbegun(
-                        &self.context,
-                        waiting,
-                        DeploymentState::Aborted,
-                        Outcome::Aborted,
-                        "cancelled",
-                    )
-                    .await;
+            if let Some(running) = &lane.running
+                && let Some((running_id, line, _)) = &running.deployment
+                && running_id == id
+            {
+                if line.cancel() {
+                    running.cancel.cancel();
                     return Cancelled::Cancelled;
                 }
+                return Cancelled::TooLate;
+            }
+            if let Some(at) = lane.queue.iter().position(|waiting| waiting.row.id == *id)
+                && let Some(waiting) = lane.queue.remove(at)
+            {
+                end_unbegun(
+                    &self.context,
+                    waiting,
+                    DeploymentState::Aborted,
+                    Outcome::Aborted,
+                    "cancelled",
+                )
+                .await;
+                return Cancelled::Cancelled;
             }
         }
         Cancelled::Unknown

@@ -552,10 +552,10 @@ impl Planner {
         for (name, service) in wanted.iter_mut() {
             for (component, want) in &mut service.components {
                 let key = ComponentKey::new(name.clone(), component.clone());
-                if let Some(deployed) = facts.deployed.get(&key) {
-                    if deployed.spec == want.spec {
-                        want.image = Some(deployed.image.clone());
-                    }
+                if let Some(deployed) = facts.deployed.get(&key)
+                    && deployed.spec == want.spec
+                {
+                    want.image = Some(deployed.image.clone());
                 }
             }
         }

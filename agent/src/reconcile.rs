@@ -78,10 +78,11 @@ pub async fn run(agent: Arc<Agent>, stop: CancellationToken) {
             () = sleep_until(Instant::now() + SETTLE) => {}
         }
         for service in services {
-            if pauses.is_over(&service) && !agent.busy.is_busy(&service) {
-                if let Some(went_well) = reconcile(&agent, &service).await {
-                    pauses.note(service, went_well);
-                }
+            if pauses.is_over(&service)
+                && !agent.busy.is_busy(&service)
+                && let Some(went_well) = reconcile(&agent, &service).await
+            {
+                pauses.note(service, went_well);
             }
         }
     }

@@ -509,10 +509,8 @@ impl Execution {
                 continue;
             };
             match action.kind {
-                ActionKind::Replace | ActionKind::Remove => {
-                    if before.present {
-                        removals.push((&action.component, &before.container, before.generation));
-                    }
+                ActionKind::Replace | ActionKind::Remove if before.present => {
+                    removals.push((&action.component, &before.container, before.generation));
                 }
                 ActionKind::Restart | ActionKind::Signal | ActionKind::None => {
                     if let (Some(after), false) = (&action.after, action.files.is_empty()) {
@@ -549,10 +547,10 @@ impl Execution {
             return;
         };
         for (_, image) in before {
-            if keep.iter().all(|(_, kept)| *kept != image) {
-                if let Err(error) = self.context.runtime.untag(&keep_tag(&image)).await {
-                    tracing::warn!(image = %image, %error, "cannot let go of an image");
-                }
+            if keep.iter().all(|(_, kept)| *kept != image)
+                && let Err(error) = self.context.runtime.untag(&keep_tag(&image)).await
+            {
+                tracing::warn!(image = %image, %error, "cannot let go of an image");
             }
         }
     }
@@ -591,10 +589,10 @@ impl Execution {
             return;
         };
         for name in names {
-            if ours.contains(name) {
-                if let Err(error) = runtime.remove_network(name).await {
-                    tracing::warn!(network = name, %error, "cannot remove a network");
-                }
+            if ours.contains(name)
+                && let Err(error) = runtime.remove_network(name).await
+            {
+                tracing::warn!(network = name, %error, "cannot remove a network");
             }
         }
     }
@@ -608,10 +606,10 @@ impl Execution {
                 continue;
             };
             for volume in spec.volumes.values() {
-                if let mcp_spec::component::VolumeSource::Named(name) = &volume.source {
-                    if let Err(error) = self.context.runtime.remove_volume(name).await {
-                        tracing::warn!(volume = name, %error, "cannot remove a volume");
-                    }
+                if let mcp_spec::component::VolumeSource::Named(name) = &volume.source
+                    && let Err(error) = self.context.runtime.remove_volume(name).await
+                {
+                    tracing::warn!(volume = name, %error, "cannot remove a volume");
                 }
             }
         }

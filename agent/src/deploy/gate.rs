@@ -220,21 +220,21 @@ async fn exited(context: &Context, live: &LiveContainer) -> GateFailure {
 
 /// Waits for the end of a container and tells how it looks then.
 async fn ended(context: &Context, live: &LiveContainer) -> Result<LiveContainer, GateFailure> {
-    if let ContainerState::Running { pid: Some(pid) } = live.state {
-        if context.facts().is_some_and(|facts| facts.shares_pids) {
-            match ProcessWatch::open(pid, &live.id) {
-                Ok(Opened::Watched(watch)) => watch.died().await,
-                Ok(Opened::Unproven(watch)) => {
-                    let again = look(context, live).await?;
-                    if again.state == live.state && again.started_at == live.started_at {
-                        watch.died().await;
-                    }
+    if let ContainerState::Running { pid: Some(pid) } = live.state
+        && context.facts().is_some_and(|facts| facts.shares_pids)
+    {
+        match ProcessWatch::open(pid, &live.id) {
+            Ok(Opened::Watched(watch)) => watch.died().await,
+            Ok(Opened::Unproven(watch)) => {
+                let again = look(context, live).await?;
+                if again.state == live.state && again.started_at == live.started_at {
+                    watch.died().await;
                 }
-                Ok(Opened::Gone) => {}
-                Err(_) => return poll_end(context, live, None).await,
             }
-            return poll_end(context, live, Some(Instant::now() + EXIT_CODE_WAIT)).await;
+            Ok(Opened::Gone) => {}
+            Err(_) => return poll_end(context, live, None).await,
         }
+        return poll_end(context, live, Some(Instant::now() + EXIT_CODE_WAIT)).await;
     }
     poll_end(context, live, None).await
 }

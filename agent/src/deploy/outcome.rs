@@ -60,11 +60,11 @@ pub(super) fn aborted(execution: &Execution, why: &Abort) -> Vec<ComponentRecord
                 action,
                 if acts(action) { "aborted" } else { "unchanged" },
             );
-            if let Abort::Befallen((component, failure)) = why {
-                if *component == action.component {
-                    record.outcome = "failed".to_owned();
-                    record.error = Some(failure_chain(failure));
-                }
+            if let Abort::Befallen((component, failure)) = why
+                && *component == action.component
+            {
+                record.outcome = "failed".to_owned();
+                record.error = Some(failure_chain(failure));
             }
             record
         })
@@ -228,10 +228,10 @@ fn history_of(
     if failed {
         return HistoryEntry::Keep;
     }
-    if execution.order.purpose == Some(Purpose::Rollback) {
-        if let Some(restores) = execution.order.restores.get(&action.component) {
-            return HistoryEntry::Restores(*restores);
-        }
+    if execution.order.purpose == Some(Purpose::Rollback)
+        && let Some(restores) = execution.order.restores.get(&action.component)
+    {
+        return HistoryEntry::Restores(*restores);
     }
     match old {
         Some(old) if old.spec_digest == after.spec_digest && !action.kind.creates() => {

@@ -226,14 +226,13 @@ async fn resolve(
             }
         }
     }
-    if !anew {
-        if let Some(facts) = runtime
+    if !anew
+        && let Some(facts) = runtime
             .image(image)
             .await
             .map_err(engine("looking for the image"))?
-        {
-            return Ok(facts);
-        }
+    {
+        return Ok(facts);
     }
     if never {
         return Err(PartFailure::ImageAbsent {

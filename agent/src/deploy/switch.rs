@@ -161,13 +161,13 @@ async fn in_turn(
         began,
     )
     .await;
-    if let Err(failure) = &result {
-        if !matches!(failure, PartFailure::NotReached) {
-            execution
-                .feed
-                .tell(Some(&action.component), "failed", failure.to_string());
-            execution.give_up();
-        }
+    if let Err(failure) = &result
+        && !matches!(failure, PartFailure::NotReached)
+    {
+        execution
+            .feed
+            .tell(Some(&action.component), "failed", failure.to_string());
+        execution.give_up();
     }
     result
 }

@@ -688,16 +688,16 @@ impl v1::deployments_server::Deployments for Deployments {
                 .into());
             }
         }
-        if let Some(feed) = self.agent.deployer.feed(&row.id) {
-            if let Some(ended) = feed.ended().await {
-                return Ok(Response::new(v1::CancelResponse {
-                    deployment: Some(deployment(
-                        &self.agent.config.node,
-                        &ended.row,
-                        &ended.components,
-                    )),
-                }));
-            }
+        if let Some(feed) = self.agent.deployer.feed(&row.id)
+            && let Some(ended) = feed.ended().await
+        {
+            return Ok(Response::new(v1::CancelResponse {
+                deployment: Some(deployment(
+                    &self.agent.config.node,
+                    &ended.row,
+                    &ended.components,
+                )),
+            }));
         }
         let row = self.find(row.id.as_str()).await?;
         Ok(Response::new(v1::CancelResponse {
@@ -898,10 +898,10 @@ impl v1::deployments_server::Deployments for Deployments {
             identity.require(Role::Admin)?;
         }
         let key = RequestKey::of(&request.request_id, Trigger::Purge, &request)?;
-        if !request.dry_run {
-            if let Some(response) = self.repeated(&key).await? {
-                return Ok(response);
-            }
+        if !request.dry_run
+            && let Some(response) = self.repeated(&key).await?
+        {
+            return Ok(response);
         }
         let planner = self.agent.planner.clone();
         let planned = planner

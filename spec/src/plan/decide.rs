@@ -278,10 +278,10 @@ fn decide(
         if deployed.desired == DesiredState::Ignore {
             return untouched(action, Reason::UpToDate);
         }
-        if input.purpose == Purpose::Auto {
-            if let Some(held) = deployed.held_at {
-                return untouched(action, Reason::Held(held));
-            }
+        if input.purpose == Purpose::Auto
+            && let Some(held) = deployed.held_at
+        {
+            return untouched(action, Reason::Held(held));
         }
         if let (true, Some(who)) = (stop_stands, &deployed.stopped_by) {
             return untouched(action, Reason::StoppedBy(who.clone()));
@@ -319,15 +319,15 @@ fn decide(
     if is_job {
         return action;
     }
-    if let Some(image) = input.moved_images.get(key) {
-        if *image != deployed.image {
-            action.kind = replace_or_create(live);
-            action.reason = Reason::ImageMoved;
-            if let Some(after) = &mut action.after {
-                after.image = Some(image.clone());
-            }
-            return action;
+    if let Some(image) = input.moved_images.get(key)
+        && *image != deployed.image
+    {
+        action.kind = replace_or_create(live);
+        action.reason = Reason::ImageMoved;
+        if let Some(after) = &mut action.after {
+            after.image = Some(image.clone());
         }
+        return action;
     }
     if let Some(after) = &mut action.after {
         after.image = Some(deployed.image.clone());
