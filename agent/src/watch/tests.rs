@@ -10,9 +10,10 @@ use mcp_spec::component::{
 use mcp_spec::duration::Span;
 use mcp_spec::image::Digest;
 use mcp_spec::observed::{ContainerId, DesiredState, ImageId, LiveContainer};
+use mcp_spec::plan::ServiceSettings;
 use mcp_spec::revision::CommitId;
 
-use crate::registry::{DeployedRow, DeploymentId, ServiceSettings};
+use crate::registry::{DeployedRow, DeploymentId};
 use crate::testing::ScriptedEngine;
 
 mod component;
