@@ -155,6 +155,8 @@ start_holder() {
         ip link set lo up 2>/dev/null || busybox ip link set lo up
         # podman keeps network namespaces here, for every engine of the machine.
         mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && mount --make-shared /run/netns
+        # And the state of its name server, whose process another engine would take for its own.
+        mkdir -p /run/containers && mount -t tmpfs tmpfs /run/containers
         if [ "$2" = podman-rootless ]; then
             # Open to everyone, without changing the device node of the machine.
             mkdir -p "$1/dev"
