@@ -71,13 +71,13 @@ async fn an_unchanged_component_only_moves_on() {
     let id = DeploymentId::from_bits(2);
     fixture.admit(&id, Trigger::Deploy).await;
     let mut advance = CommitDeployment::new(id);
-    let mut settings = before.settings.clone();
+    let mut settings = before.settings;
     settings.reconcile = Reconcile::Auto;
     advance.advanced.push(Advanced {
         key: key("shop/web"),
         revision: commit(2),
         desired: DesiredState::Stopped,
-        settings: settings.clone(),
+        settings,
     });
     assert_eq!(
         registry.commit_deployment(advance).await.unwrap(),
