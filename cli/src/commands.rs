@@ -3,10 +3,11 @@
 //! What several of them share stands beside them: [`place`] says which nodes a target is on,
 //! [`repository`] opens and checks the repository, [`push`] brings a revision to nodes,
 //! [`carry_out`] follows deployments, [`streams`] reads several nodes at once, [`rows`] draws components,
-//! [`complete`] offers names to shells.
+//! [`complete`] offers names to shells, [`file_lines`] tells changed files in lines.
 
 pub(crate) mod carry_out;
 pub(crate) mod complete;
+pub(crate) mod file_lines;
 pub(crate) mod place;
 pub(crate) mod push;
 pub(crate) mod repository;

@@ -92,7 +92,7 @@ impl Printer {
         } else if at.is_empty() {
             "-".to_owned()
         } else {
-            clean::line(at).into_owned()
+            times::to_the_second(at)
         }
     }
 

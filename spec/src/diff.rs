@@ -36,7 +36,8 @@ pub struct FieldChange {
 const ABSENT: &str = "(none)";
 
 impl FieldChange {
-    /// Both values as people read them: of an image whose repository stays, only the version.
+    /// Both values as people read them: of an image whose repository stays, only the version; of a
+    /// file of which only the content differs, the two digests.
     #[must_use]
     pub fn shown(&self) -> (String, String) {
         if self.field == "image"
@@ -46,9 +47,23 @@ impl FieldChange {
         {
             return (version(&from), version(&to));
         }
+        if self.field.starts_with("files.")
+            && let (Some(from), Some(to)) = (&self.from, &self.to)
+            && let (Some(from), Some(to)) = (content(from), content(to))
+            && (from.0, from.2) == (to.0, to.2)
+        {
+            return (from.1.to_owned(), to.1.to_owned());
+        }
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| ABSENT.to_owned());
         (text(&self.from), text(&self.to))
     }
+}
+
+/// A mounted file's value in its parts: path, digest, and the rest.
+fn content(value: &str) -> Option<(&str, &str, &str)> {
+    let (path, rest) = value.rsplit_once('@')?;
+    let (digest, rest) = rest.split_once(' ')?;
+    Some((path, digest, rest))
 }
 
 /// Tag and digest of an image, shortened.

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use futures_util::StreamExt as _;
 use mcp_proto::v1;
 
+use super::file_lines;
 use crate::client::follow::{Seen, Work, follow};
 use crate::config::NodeEntry;
 use crate::context::Context;
@@ -29,6 +30,8 @@ pub(crate) struct Job<'a> {
 pub(crate) struct Manner {
     /// Return once the deployment is admitted.
     pub(crate) detach: bool,
+    /// The plan goes without saying: the whole service is started, stopped or restarted.
+    pub(crate) plain: bool,
     /// Only the plan is of interest.
     pub(crate) dry_run: bool,
     /// At most so many nodes at a time; none: all.
@@ -164,7 +167,7 @@ async fn one(
         match seen {
             Seen::Plan(plan) => {
                 let first = seen_plan.replace(Some(plan.clone())).is_none();
-                if first && !manner.dry_run && context.out.is_table() {
+                if first && !manner.dry_run && !manner.plain && context.out.is_table() {
                     let text = plan_text(context, &plan);
                     // A reader that went away does not stop a deployment.
                     progress.suspend(|| context.out.data(&text).unwrap_or_default());
@@ -239,7 +242,8 @@ fn plan_text(context: &Context, plan: &v1::Plan) -> String {
     if !plan::has_changes(plan) && plan.blocked.is_empty() {
         return String::new();
     }
-    plan::render(plan, |_| String::new(), false, context.out.width())
+    let plan = file_lines::told(context, plan);
+    plan::render(&plan, |_| String::new(), false, context.out.width())
 }
 
 /// Tells how the jobs ended, and gives the command's exit code.
@@ -350,6 +354,7 @@ pub(crate) fn show_plans(
     }
     let mut text = String::new();
     for one in plans {
+        let one = &file_lines::told(context, one);
         text.push_str(&plan::render(
             one,
             |service| note(one, service),
@@ -357,7 +362,9 @@ pub(crate) fn show_plans(
             context.out.width(),
         ));
     }
-    text.push_str(&plan::summary(plans));
+    if !plans.is_empty() {
+        text.push_str(&plan::summary(plans));
+    }
     context.out.data(&text)
 }
 

@@ -120,6 +120,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         .collect();
     let manner = Manner {
         detach: args.detach,
+        plain: false,
         dry_run: false,
         at_once: Some(usize::from(args.max_unavailable.max(1))),
         keep_going: args.keep_going,

@@ -17,6 +17,7 @@ use crate::output::clean;
 use crate::output::json;
 use crate::output::plan::path;
 use crate::output::style::{Style, bold, dim, short};
+use crate::output::times;
 
 /// Show what happened, oldest first
 #[derive(Debug, clap::Args)]
@@ -225,7 +226,7 @@ fn show(context: &Context, node: &str, event: &v1::Event) -> Result<(), Failure>
         let at: Option<jiff::Timestamp> = event.at.parse().ok();
         at.map_or_else(|| "-".to_owned(), |at| local_time(&at))
     } else {
-        clean::line(&event.at).into_owned()
+        times::to_the_second(&event.at)
     };
     let mut line = format!(
         "{}  {}  {}  {}",
@@ -237,13 +238,28 @@ fn show(context: &Context, node: &str, event: &v1::Event) -> Result<(), Failure>
     if !event.revision.is_empty() {
         line.push_str(&format!("  {}", short(&event.revision)));
     }
-    if !event.message.is_empty() {
-        line.push_str(&format!("  {}", clean::line(&event.message)));
+    let what = words(event);
+    let repeated = what.strip_prefix(event.kind.as_str());
+    let what = repeated.map_or(what, |rest| rest.trim_start_matches([' ', ':']));
+    if !what.is_empty() && what != event.kind {
+        line.push_str(&format!("  {}", clean::line(what)));
     }
     if !event.reason.is_empty() && event.reason != event.message {
         line.push_str(&format!("  {}", dim(&format!("({})", event.reason))));
     }
     context.out.data(&line)
+}
+
+/// What happened, without the name of whom it happened to, which stands beside it.
+pub(super) fn words(event: &v1::Event) -> &str {
+    let who = path(&event.service, &event.component);
+    let said = event
+        .message
+        .strip_prefix(&who)
+        .map(|rest| rest.trim_start_matches([' ', ':']))
+        .filter(|rest| !rest.is_empty() && !who.is_empty())
+        .unwrap_or(&event.message);
+    if said.is_empty() { &event.kind } else { said }
 }
 
 /// To the second, in UTC: the machine's zone would need a database of zones.

@@ -238,17 +238,9 @@ pub(crate) async fn push(
             request_id: new_request_id(),
         };
         let previous = header.previous.clone();
-        let result = standing
-            .client
-            .push_pack(header, pack)
+        let result = bring(&standing.client, header, pack)
             .await
-            .map(|response| {
-                let mut pending = response.pending.unwrap_or_default();
-                if pending.node.is_empty() {
-                    pending.node.clone_from(&node);
-                }
-                Pushed { previous, pending }
-            });
+            .map(|pending| Pushed { previous, pending });
         Answer {
             node,
             result,
@@ -263,6 +255,23 @@ pub(crate) async fn push(
         }
     }
     Ok(answers)
+}
+
+/// Pushes to one node, and gives what is pending there then.
+async fn bring(
+    client: &NodeClient,
+    header: v1::PushHeader,
+    pack: Arc<[u8]>,
+) -> Result<v1::Plan, Failure> {
+    let mut pending = match client.push_pack(header, pack).await?.pending {
+        Some(pending) => pending,
+        // An agent that is busy with a plan answers without one.
+        None => client.get_plan(v1::PlanRequest::default()).await?,
+    };
+    if pending.node.is_empty() {
+        client.name().clone_into(&mut pending.node);
+    }
+    Ok(pending)
 }
 
 fn pack(

@@ -45,6 +45,8 @@ pub(crate) fn health(component: &v1::Component) -> Cell {
 /// The revision, and how far it is behind: `3f2a9c1 (2 behind)`.
 pub(crate) fn revision(component: &v1::Component) -> Cell {
     match component.behind {
+        // What was never deployed is not behind anything.
+        _ if component.revision.is_empty() => Cell::new("-", Style::Dim),
         0 => Cell::from(short(&component.revision)),
         behind => Cell::new(
             &format!("{} ({behind} behind)", short(&component.revision)),
@@ -61,6 +63,9 @@ pub(crate) fn remarks(component: &v1::Component) -> Cell {
     }
     if let Some(hold) = &component.held {
         words.push(format!("HELD by {}", hold.by));
+    }
+    if component.managed && component.revision.is_empty() && component.container_id.is_empty() {
+        words.push("not deployed".to_owned());
     }
     if component.orphaned {
         words.push("orphaned".to_owned());

@@ -4,7 +4,7 @@ use mcp_proto::v1;
 use mcp_spec::name::Target;
 
 use super::place::{self, Placed};
-use super::rows;
+use super::{events, rows};
 use crate::client::{self, Answer};
 use crate::context::Context;
 use crate::error::{Exit, Failure, Outcome};
@@ -95,7 +95,7 @@ fn text(context: &Context, answers: &[Answer<v1::StatusResponse>], all: bool) ->
             Err(failure) => failed_node(&mut out, answer, failure),
         }
     }
-    events(context, &mut out, answers);
+    event_lines(context, &mut out, answers);
     out
 }
 
@@ -205,7 +205,15 @@ fn component_needs_worry(component: &v1::Component) -> bool {
 }
 
 fn service_lines(context: &Context, out: &mut String, service: &v1::ServiceStatus) {
-    let revision = revision_behind(&service.revision, service.behind);
+    let deployed = service
+        .components
+        .iter()
+        .any(|component| !component.revision.is_empty());
+    let revision = if deployed {
+        revision_behind(&service.revision, service.behind)
+    } else {
+        "not deployed".to_owned()
+    };
     let revision = if service.behind > 0 {
         yellow(&revision)
     } else {
@@ -279,7 +287,7 @@ fn about(context: &Context, component: &v1::Component) -> String {
     parts.join(" · ")
 }
 
-fn events(context: &Context, out: &mut String, answers: &[Answer<v1::StatusResponse>]) {
+fn event_lines(context: &Context, out: &mut String, answers: &[Answer<v1::StatusResponse>]) {
     let mut all: Vec<(&str, &v1::Event)> = answers
         .iter()
         .flat_map(|answer| {
@@ -304,11 +312,7 @@ fn events(context: &Context, out: &mut String, answers: &[Answer<v1::StatusRespo
                 format!("{node}/{who}")
             };
         }
-        let what = if event.message.is_empty() {
-            event.kind.clone()
-        } else {
-            event.message.clone()
-        };
+        let what = events::words(event).to_owned();
         table.row([
             Cell::new(&context.out.time(&event.at), Style::Dim),
             Cell::from(who),

@@ -3,7 +3,7 @@
 use mcp_proto::v1;
 use mcp_spec::name::Target;
 
-use super::carry_out::{self, Job};
+use super::carry_out::{self, Job, Manner};
 use super::place;
 use crate::client::follow::{Work, new_request_id};
 use crate::context::Context;
@@ -20,6 +20,15 @@ pub(crate) struct Args {
     targets: Vec<Target>,
 }
 
+/// What is done is what was asked for.
+const MANNER: Manner = Manner {
+    detach: false,
+    plain: true,
+    dry_run: false,
+    at_once: None,
+    keep_going: false,
+};
+
 /// Carries it out.
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     place::require_whole(&args.targets, "stop")?;
@@ -34,5 +43,5 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
             }),
         })
         .collect();
-    carry_out::run(context, &jobs, &carry_out::Manner::default()).await
+    carry_out::run(context, &jobs, &MANNER).await
 }

@@ -7,6 +7,7 @@ use mcp_cli::repo::{DesiredRepo, Selection};
 use mcp_spec::definition::DesiredSet;
 use mcp_spec::name::NodeName;
 
+use super::file_lines;
 use super::push::{self, Committed, Pushed};
 use super::repository::{self, Next};
 use crate::client::Answer;
@@ -226,7 +227,7 @@ fn tell(
                     Cell::from(what),
                     Cell::new(&ms(answer.took), Style::Dim),
                 ]);
-                plan::pending_rows(&mut pending, &pushed.pending);
+                plan::pending_rows(&mut pending, &file_lines::in_lines(repo, &pushed.pending));
                 for action in pushed
                     .pending
                     .actions

@@ -134,7 +134,7 @@ fn table(context: &Context, why: &v1::Why, indent: usize) -> Table {
             wanted.push_str(&format!(", {}", why.wanted_reason));
         }
         if !why.wanted.is_empty() {
-            wanted.push_str(&format!(": {}", changes_line(&why.wanted)));
+            wanted.push_str(&format!(" · {}", changes_line(&why.wanted)));
         }
         row("wanted", wanted);
     }
@@ -178,6 +178,6 @@ fn because(last: &v1::Deployment, component: &v1::Component) -> String {
     let revision = own.map_or(last.revision.as_str(), |own| own.to_revision.as_str());
     match detail {
         "" => format!("{id} {words} {}", short(revision)),
-        detail => format!("{id} {words}: {} {detail}", short(revision)),
+        detail => format!("{id} {words} {}: {detail}", short(revision)),
     }
 }

@@ -21,6 +21,14 @@ pub(crate) fn exit(deployment: &v1::Deployment) -> Exit {
     }
 }
 
+/// Whether a component's outcome says that its action was carried out.
+fn is_done(outcome: &str) -> bool {
+    matches!(
+        outcome,
+        "deployed" | "started" | "stopped" | "restarted" | "removed" | "completed"
+    )
+}
+
 /// What became of each component, and the result in one line where it is good.
 pub(crate) fn render(node: &str, deployment: &v1::Deployment, progress: &Progress) -> String {
     let mut out = String::new();
@@ -30,12 +38,16 @@ pub(crate) fn render(node: &str, deployment: &v1::Deployment, progress: &Progres
         .map(|part| part.component.chars().count())
         .max()
         .unwrap_or(0);
+    let blamed = deployment
+        .components
+        .iter()
+        .any(|part| !part.error.is_empty());
     // What was blocked has been told by the plan.
     let begun = !deployment.deployment_id.is_empty() || deployment.outcome == "deployed";
     if deployment.outcome != "unchanged" && begun {
         for part in &deployment.components {
             let told = progress.told(node, &deployment.service, &part.component);
-            component(&mut out, part, widest, &told);
+            component(&mut out, part, widest, &told, blamed);
         }
     }
     if exit(deployment) == Exit::Done {
@@ -45,7 +57,14 @@ pub(crate) fn render(node: &str, deployment: &v1::Deployment, progress: &Progres
     out
 }
 
-fn component(out: &mut String, part: &v1::ComponentOutcome, widest: usize, told: &str) {
+/// `blamed` says that some component has a failure of its own to tell.
+fn component(
+    out: &mut String,
+    part: &v1::ComponentOutcome,
+    widest: usize,
+    told: &str,
+    blamed: bool,
+) {
     let name = clean::line(&format!("{:<widest$}", part.component)).into_owned();
     let mut facts: Vec<String> = Vec::new();
     let mut fact = |text: &str| {
@@ -54,7 +73,7 @@ fn component(out: &mut String, part: &v1::ComponentOutcome, widest: usize, told:
         }
     };
     match part.outcome.as_str() {
-        "deployed" => {
+        outcome if is_done(outcome) => {
             fact(&part.action);
             fact(told);
             if part.downtime_ms > 0 {
@@ -72,7 +91,8 @@ fn component(out: &mut String, part: &v1::ComponentOutcome, widest: usize, told:
         "unchanged" => out.push_str(&format!("{} {name}  {}\n", dim("="), dim("unchanged"))),
         "failed" | "rolled-back" => {
             // One that only went back because another failed has no failure of its own to tell.
-            if part.outcome == "failed" || !part.error.is_empty() {
+            let innocent = blamed && part.error.is_empty();
+            if !innocent {
                 fact(told);
                 fact(if part.error.is_empty() {
                     "failed"
@@ -90,7 +110,7 @@ fn component(out: &mut String, part: &v1::ComponentOutcome, widest: usize, told:
                     out.push_str(&format!("{}| {line}\n", " ".repeat(widest + 4)));
                 }
             }
-            if part.outcome == "rolled-back" {
+            if part.outcome == "rolled-back" || innocent {
                 let what = if part.from_revision.is_empty() {
                     "removed again".to_owned()
                 } else {
@@ -136,11 +156,15 @@ fn result_line(node: &str, deployment: &v1::Deployment) -> String {
             short(&deployment.deployment_id)
         ),
         _ => {
-            let done = deployment
+            let touched = deployment
                 .components
                 .iter()
-                .filter(|part| part.outcome == "deployed")
+                .filter(|part| part.action != "none" && is_done(&part.outcome))
                 .count();
+            let touched = match touched {
+                0 => "nothing to change".to_owned(),
+                touched => count(touched, "component"),
+            };
             let verb = match deployment.trigger.as_str() {
                 "rollback" => "rolled back",
                 "start" => "started",
@@ -153,7 +177,7 @@ fn result_line(node: &str, deployment: &v1::Deployment) -> String {
                 "{} {head}  {}  {verb}, {}  deployment {}",
                 green(style::GOOD),
                 short(&deployment.revision),
-                count(done, "component"),
+                touched,
                 short(&deployment.deployment_id)
             )
         }
@@ -215,16 +239,18 @@ pub(crate) fn failure(
     };
     let mut failure = Failure::new(exit, format!("{name}{revision} on {node} {outcome}"));
     let own = failed.map(|part| part.error.as_str()).unwrap_or_default();
-    for cause in [own, deployment.error.as_str()] {
-        if !cause.is_empty() && !failure.causes.iter().any(|known| known == cause) {
-            failure = failure.cause(cause);
-        }
+    if !own.is_empty() {
+        failure = failure.cause(own);
+    }
+    // The deployment's own words mostly repeat those of the component that failed.
+    if !deployment.error.is_empty() && (own.is_empty() || !deployment.error.contains(own)) {
+        failure = failure.cause(&deployment.error);
     }
     if !deployment.deployment_id.is_empty() {
         failure.deployment_id = Some(deployment.deployment_id.clone());
         failure.hint = match deployment.outcome.as_str() {
             "superseded" => Some(format!("mcp history {}", deployment.service)),
-            _ if failed.is_some() => Some(format!(
+            _ if failed.is_some_and(|part| !part.log_tail.is_empty()) => Some(format!(
                 "mcp logs {name} --deployment {}",
                 short(&deployment.deployment_id)
             )),

@@ -14,40 +14,21 @@ pub(crate) fn path(service: &str, component: &str) -> String {
     }
 }
 
-/// A value in a plan: images by what tells them apart, `-` for nothing.
-fn shown(value: Option<&str>) -> String {
-    match value {
-        None | Some("") => "-".to_owned(),
-        Some(value) => value.to_owned(),
-    }
-}
-
-/// The two sides of a change, a common image repository left out: `v1.4.0 -> v1.5.0`.
+/// The two sides of a change as people read them: `v1.4.0 -> v1.5.0`; of a file, `+2 -1`.
 pub(crate) fn sides(change: &v1::FieldChange) -> String {
-    match (change.from.as_deref(), change.to.as_deref()) {
-        // A file's change comes as one side: `+2 -1`.
-        (None, Some(to)) if to.starts_with('+') && to.contains(" -") => to.to_owned(),
-        (Some(from), Some(to)) if change.field == "image" => {
-            let (from_name, from_tag) = split_tag(from);
-            let (to_name, to_tag) = split_tag(to);
-            if from_name == to_name && !from_tag.is_empty() && !to_tag.is_empty() {
-                format!("{from_tag} -> {to_tag}")
-            } else {
-                format!("{from} -> {to}")
-            }
-        }
-        (from, to) => format!("{} -> {}", shown(from), shown(to)),
+    if let (None, Some(lines)) = (&change.from, &change.to)
+        && lines.starts_with('+')
+        && lines.contains(" -")
+    {
+        return lines.clone();
     }
-}
-
-fn split_tag(image: &str) -> (&str, &str) {
-    if let Some((name, digest)) = image.split_once('@') {
-        return (split_tag(name).0, digest);
-    }
-    match image.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, tag),
-        _ => (image, ""),
-    }
+    let change = mcp_spec::diff::FieldChange {
+        field: change.field.clone(),
+        from: change.from.clone(),
+        to: change.to.clone(),
+    };
+    let (from, to) = change.shown();
+    format!("{from} -> {to}")
 }
 
 /// Changes on one line: `image v1.4.0 -> v1.5.0 · env.RUST_LOG info -> debug`.

@@ -2,6 +2,17 @@
 
 use jiff::Timestamp;
 
+/// RFC 3339 without fractions of a second; what is no time is shown as it is.
+pub(crate) fn to_the_second(at: &str) -> String {
+    let time = at
+        .parse::<Timestamp>()
+        .and_then(|time| Timestamp::from_second(time.as_second()));
+    time.map_or_else(
+        |_| super::clean::line(at).into_owned(),
+        |time| time.to_string(),
+    )
+}
+
 /// The span since `at`, in its largest unit: `12s`, `3m`, `2h`, `41d`; `-` where there is no time.
 pub(crate) fn since(now: Timestamp, at: &str) -> String {
     match seconds(now, at) {

@@ -169,6 +169,20 @@ fn changes_read_as_people_say_them() {
 }
 
 #[test]
+fn a_file_of_other_content_is_shown_by_its_digests() {
+    let keys = "image = \"x\"\nfiles = [{ from = \"files/shop/a\", to = \"/a\" }]";
+    let before = component(keys);
+    let mut after = before.clone();
+    after.files.get_mut("/a").unwrap().digest = Digest::of(b"new");
+    let change = diff(&before, &after).remove(0);
+    let digest = |spec: &ComponentSpec| spec.files["/a"].digest.short();
+    assert_eq!(change.shown(), (digest(&before), digest(&after)));
+    after.files.get_mut("/a").unwrap().mode = 0o600;
+    let change = diff(&before, &after).remove(0);
+    assert!(change.shown().0.starts_with("files/shop/a@"));
+}
+
+#[test]
 fn only_changed_bytes_are_told_from_any_other_change() {
     let keys = "image = \"x\"\nfiles = [{ from = \"files/shop/a\", to = \"/a\", on_change = \"signal:HUP\" }, { from = \"files/shop/b\", to = \"/b\" }]";
     let before = component(keys);
