@@ -277,6 +277,8 @@ async fn a_call_takes_a_token_and_its_role() {
         .into_inner();
     assert_eq!(info.node, "rift");
     assert!(info.disk.unwrap().total_bytes > 0);
+    let engine = info.engine.unwrap();
+    assert!(!engine.reachable && !engine.error.is_empty(), "{engine:?}");
 
     let none = node.info(v1::InfoRequest {}).await.unwrap_err();
     assert_eq!(none.code(), Code::Unauthenticated);
