@@ -33,6 +33,7 @@ pub mod node;
 pub mod planning;
 pub mod reconcile;
 pub mod registry;
+pub mod retention;
 pub mod revisions;
 pub mod rpc;
 pub mod runtime;
@@ -510,6 +511,13 @@ pub async fn run(
     let reconciling = reconcile::run(Arc::clone(&agent), tasks.shutdown.child_token());
     tasks.spawn("reconcile", async {
         reconciling.await;
+        Ok(())
+    });
+    let (registry, clock) = (agent.registry.clone(), agent.clock.clone());
+    let kept = agent.config.watch.event_retention.as_duration();
+    let stop = tasks.shutdown.child_token();
+    tasks.spawn("retention", async move {
+        retention::run(registry, clock.as_ref(), kept, stop).await;
         Ok(())
     });
     let engine = meet_engine(&agent).await;
