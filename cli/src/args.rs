@@ -3,6 +3,9 @@
 //! Each command's own flags stand with it in `commands`. Global flags are taken before and after the
 //! command, and from variables.
 
+#[cfg(test)]
+mod reference;
+
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};

@@ -7,8 +7,6 @@ mod config;
 mod context;
 mod error;
 mod output;
-#[cfg(test)]
-mod reference;
 
 use std::process::ExitCode;
 

@@ -163,7 +163,13 @@ fn tls_failure(node: &NodeEntry, error: &std::io::Error) -> Failure {
             node.name, node.address
         ),
     )
-    .cause(error.to_string());
+    .cause(
+        // What a verifier of our own says needs no preface.
+        error
+            .to_string()
+            .trim_start_matches("unexpected error: ")
+            .to_owned(),
+    );
     let certificate = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>())

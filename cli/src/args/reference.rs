@@ -120,19 +120,15 @@ fn section(out: &mut String, path: &str, command: &Command, level: usize) {
 }
 
 fn render() -> String {
-    let command = crate::args::plain_command();
+    let command = super::plain_command();
     let mut out = HEAD.to_owned();
     out.push_str("## Global options\n\nTaken before and after the command.\n\n");
     arguments(
         &mut out,
         command.get_arguments().filter(|arg| arg.is_global_set()),
     );
-    let _ = write!(
-        out,
-        "## Exit codes\n\n```\n{}\n```\n\n",
-        crate::args::EXIT_CODES
-    );
-    for (heading, names) in crate::args::GROUPS {
+    let _ = write!(out, "## Exit codes\n\n```\n{}\n```\n\n", super::EXIT_CODES);
+    for (heading, names) in super::GROUPS {
         let _ = write!(out, "## {heading}\n\n");
         for name in names {
             if let Some(sub) = command.find_subcommand(name) {
