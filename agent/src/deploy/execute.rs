@@ -467,6 +467,10 @@ impl Execution {
         let (state, outcome, error) = match (failed, not_converged) {
             (Some(error), _) => (DeploymentState::Failed, Outcome::Failed, Some(error)),
             (None, Some(text)) => (DeploymentState::Cleaned, Outcome::Degraded, Some(text)),
+            // A deploy that only moved revisions on touched nothing, and says so.
+            (None, None) if self.order.purpose.is_some() && !self.plan.touches_engine() => {
+                (DeploymentState::Cleaned, Outcome::Unchanged, None)
+            }
             (None, None) => (DeploymentState::Cleaned, Outcome::Deployed, None),
         };
         self.finish(row, state, outcome, error, records).await

@@ -23,13 +23,18 @@ use crate::auth::{Identity, Role};
 use crate::deploy::{Cancelled, Ended, Feed, Order, Replan, Step, Submission, SubmitError, Taken};
 use crate::desired::DesiredError;
 use crate::planning::{Lifecycle, PlanError, Planned, Wish};
-use crate::registry::{HoldRow, Lookup, Trigger};
+use crate::registry::{
+    DeployedRow, HoldRow, Lookup, Outcome, RevisionFilter, RevisionRow, Trigger,
+};
 
 /// Steps that wait for a slow client before the oldest are dropped from its view.
 const UPDATES: usize = 256;
 
 /// Longest request id.
 const MAX_REQUEST_ID: usize = 64;
+
+/// Deployments that are looked at for the last one that did something.
+const LAST: u32 = 20;
 
 /// Deployments in a history where the client does not say.
 const HISTORY: u32 = 20;
@@ -982,7 +987,7 @@ impl Deployments {
         targets: &[Target],
         word: &str,
         identity: &Identity,
-        new: impl Fn(&crate::registry::DeployedRow) -> Option<HoldRow>,
+        new: impl Fn(&DeployedRow) -> Option<HoldRow>,
     ) -> Result<Vec<v1::Component>, Status> {
         if targets.is_empty() {
             return Err(no_targets());
@@ -1028,6 +1033,28 @@ impl Deployments {
         Ok(view.components(targets, None))
     }
 
+    /// The revision that gave a component the spec that it runs: its own may be a later one that
+    /// left the spec as it was.
+    async fn spec_revision(&self, row: &DeployedRow) -> Result<Option<RevisionRow>, Status> {
+        let failed = |error| status::registry(&error);
+        let registry = &self.agent.registry;
+        let Some(at) = registry.revision(row.revision).await.map_err(failed)? else {
+            return Ok(None);
+        };
+        let changing = registry
+            .revisions(RevisionFilter {
+                service: Some(row.key.service.clone()),
+                component: Some(row.key.component.clone()),
+                limit: 1000,
+            })
+            .await
+            .map_err(failed)?;
+        Ok(changing
+            .into_iter()
+            .find(|revision| revision.seq <= at.seq)
+            .or(Some(at)))
+    }
+
     /// Why one component runs what it runs.
     async fn explain(&self, view: &View, component: v1::Component) -> Result<v1::Why, Status> {
         let registry = &self.agent.registry;
@@ -1056,10 +1083,11 @@ impl Deployments {
             component: Some(row.key.component.clone()),
         };
         let last = registry
-            .history(Some(target), 1)
+            .history(Some(target), LAST)
             .await
             .map_err(failed)?
-            .pop();
+            .into_iter()
+            .find(|last| last.outcome != Some(Outcome::Unchanged));
         let mut records = registry
             .records(made.iter().chain(&last).map(|row| row.id.clone()).collect())
             .await
@@ -1068,7 +1096,7 @@ impl Deployments {
             let records = records.remove(&deployment_row.id).unwrap_or_default();
             deployment(node, deployment_row, &records)
         };
-        let revision = registry.revision(row.revision).await.map_err(failed)?;
+        let revision = self.spec_revision(row).await?;
         let made = made.as_ref().map(&mut described);
         let last = last
             .as_ref()
@@ -1092,7 +1120,11 @@ impl Deployments {
             .and_then(|set| set.services.get(&row.key.service))
             .and_then(|service| service.components.get(&row.key.component));
         let wanted_reason = why_not(row, wanted.is_some(), &component);
+        let spec_commit = revision
+            .as_ref()
+            .map_or(row.revision, |revision| revision.commit);
         Ok(v1::Why {
+            spec_revision: spec_commit.to_string(),
             deployment: made,
             last,
             subject: revision
@@ -1121,7 +1153,7 @@ impl Deployments {
 }
 
 /// Why what the head wants does not run.
-fn why_not(row: &crate::registry::DeployedRow, wanted: bool, component: &v1::Component) -> String {
+fn why_not(row: &DeployedRow, wanted: bool, component: &v1::Component) -> String {
     if let Some(stop) = &row.stopped_by {
         return format!("stopped by {}", stop.by);
     }

@@ -83,7 +83,11 @@ fn table(context: &Context, why: &v1::Why, indent: usize) -> Table {
     if let Some(last) = &why.last {
         row("because", because(last, &component));
     }
-    let mut spec = short(&component.revision);
+    let mut spec = short(if why.spec_revision.is_empty() {
+        &component.revision
+    } else {
+        &why.spec_revision
+    });
     if !why.subject.is_empty() {
         spec.push_str(&format!(" \"{}\"", why.subject));
     }

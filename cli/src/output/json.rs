@@ -422,6 +422,7 @@ pub(crate) struct Why {
     wanted: Vec<FieldChange>,
     wanted_revision: Option<String>,
     wanted_reason: Option<String>,
+    spec_revision: Option<String>,
 }
 
 impl Why {
@@ -439,6 +440,7 @@ impl Why {
             wanted: why.wanted.iter().map(FieldChange::from).collect(),
             wanted_revision: some(&why.wanted_revision),
             wanted_reason: some(&why.wanted_reason),
+            spec_revision: some(&why.spec_revision),
         }
     }
 }
