@@ -21,10 +21,10 @@ use crate::registry::{DeployedRow, HealthWord, NewEvent, ObservedRow};
 
 /// How long the news of a death waits for its exit code. With it one event tells all; the bar for the
 /// event is 20 ms.
-const CODE_GRACE: Duration = Duration::from_millis(10);
+const CODE_GRACE: Duration = Duration::from_millis(3);
 
 /// After this time a death counts as an end whose exit code the engine does not tell.
-const CODE_WAIT: Duration = Duration::from_secs(6);
+const CODE_WAIT: Duration = Duration::from_secs(21);
 
 /// Pause before a start is asked for again that came at a bad time.
 const NOT_NOW_PAUSE: Duration = Duration::from_millis(250);

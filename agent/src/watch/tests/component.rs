@@ -313,7 +313,7 @@ fn an_end_without_an_exit_code_is_an_end_at_last() {
     let mut web = Bench::restart("always");
     web.after(1).sees(dead(0));
     assert_eq!(web.after(1).sees(dead(0)), ["died"]);
-    assert_eq!(web.after(10).sees(dead(0)), ["exited"]);
+    assert_eq!(web.after(30).sees(dead(0)), ["exited"]);
     assert_eq!(web.is_due_in(), Some(0));
 }
 
