@@ -309,12 +309,12 @@ fn decide(
         return action;
     };
     if input.options.force {
-        action.kind = replace_or_create(live);
+        action.kind = replace_or_create(observed);
         action.reason = Reason::Forced;
         return action;
     }
     if deployed.spec_digest != digest {
-        return changed(action, deployed, want, live);
+        return changed(action, deployed, want, observed);
     }
     if is_job {
         return action;
@@ -322,7 +322,7 @@ fn decide(
     if let Some(image) = input.moved_images.get(key)
         && *image != deployed.image
     {
-        action.kind = replace_or_create(live);
+        action.kind = replace_or_create(observed);
         action.reason = Reason::ImageMoved;
         if let Some(after) = &mut action.after {
             after.image = Some(image.clone());
@@ -402,11 +402,11 @@ fn inactive(
     action
 }
 
-fn replace_or_create(live: Option<&LiveContainer>) -> ActionKind {
-    if live.is_some() {
-        ActionKind::Replace
-    } else {
-        ActionKind::Create
+/// A new container for a deployed component: in place of the old one, unless that is known to be gone.
+fn replace_or_create(observed: Option<&Observed>) -> ActionKind {
+    match observed {
+        Some(Observed::Absent) => ActionKind::Create,
+        Some(Observed::Present(_) | Observed::Unknown { .. }) | None => ActionKind::Replace,
     }
 }
 
@@ -414,8 +414,12 @@ fn changed(
     mut action: Action,
     deployed: &Deployed,
     want: &Wanted,
-    live: Option<&LiveContainer>,
+    observed: Option<&Observed>,
 ) -> Action {
+    let live = match observed {
+        Some(Observed::Present(live)) => Some(live.as_ref()),
+        _ => None,
+    };
     let fields = action
         .changes
         .iter()
@@ -426,7 +430,7 @@ fn changed(
         .filter(|live| live.state.is_running() && drifted_fields(deployed, live).is_empty())
         .and_then(|_| file_changes_only(&deployed.spec, &want.spec));
     let Some(files) = in_place else {
-        action.kind = replace_or_create(live);
+        action.kind = replace_or_create(observed);
         return action;
     };
     action.kind = files
@@ -492,7 +496,7 @@ fn obstacles(input: &PlanInput<'_>, key: &ComponentKey, action: &Action) -> Vec<
                     "the name {name} is taken by container {}, which is not managed",
                     id.short()
                 ),
-                hint: format!("rename or remove that container, or take it over with: mcp adopt {name} --as {key}"),
+                hint: format!("rename or remove the container {name}, then deploy again"),
             });
         }
         if let Some(forbidden) = input.forbidden.get(key) {
