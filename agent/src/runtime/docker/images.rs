@@ -13,7 +13,7 @@ use super::super::{EngineName, ImageFacts, KeepTag, PullProgress, RuntimeError};
 use super::errors;
 use super::http::{Answer, Call, Http, encoded};
 use super::normalise::image_id;
-use super::session::Session;
+use super::session::{LIBPOD, Session};
 
 /// Longest time without a word from the engine in the midst of a pull.
 const SILENCE_LIMIT: Duration = Duration::from_secs(600);
@@ -112,20 +112,7 @@ pub(super) async fn pull(
     image: &ImageRef,
     progress: &(dyn Fn(PullProgress) + Send + Sync),
 ) -> Result<ImageFacts, RuntimeError> {
-    let repository = encoded(&image.repository());
-    let version = match (image.digest(), image.tag()) {
-        (Some(digest), _) => digest.to_string(),
-        (None, tag) => tag.unwrap_or("latest").to_owned(),
-    };
-    let mut path = format!(
-        "{}/images/create?fromImage={repository}&tag={}",
-        session.prefix,
-        encoded(&version)
-    );
-    if session.engine == EngineName::Podman && is_loopback(image.registry()) {
-        // As docker does: a registry on this machine needs no TLS.
-        path.push_str("&tlsVerify=false");
-    }
+    let path = pull_path(session, image);
     let failed = |cause: String| RuntimeError::Pull {
         image: image.to_string(),
         cause,
@@ -172,6 +159,27 @@ pub(super) async fn pull(
             .or_else(|| digest_of(&pulled, image)),
         size_bytes: pulled.size,
     })
+}
+
+/// The pull call. Docker speaks plain HTTP to registries of this machine; podman does when it is told
+/// to, which its docker-compatible call ignores. That call in turn tells more of the progress.
+fn pull_path(session: &Session, image: &ImageRef) -> String {
+    if session.engine == EngineName::Podman && is_loopback(image.registry()) {
+        return format!(
+            "{LIBPOD}/images/pull?reference={}&tlsVerify=false",
+            encoded(&local_name(image))
+        );
+    }
+    let version = match (image.digest(), image.tag()) {
+        (Some(digest), _) => digest.to_string(),
+        (None, tag) => tag.unwrap_or("latest").to_owned(),
+    };
+    format!(
+        "{}/images/create?fromImage={}&tag={}",
+        session.prefix,
+        encoded(&image.repository()),
+        encoded(&version)
+    )
 }
 
 fn is_loopback(registry: &str) -> bool {
@@ -322,6 +330,25 @@ mod tests {
         };
         let reference = "redis:7".parse().unwrap();
         assert_eq!(digest_of(&image, &reference).unwrap().to_string(), digest);
+    }
+
+    #[test]
+    fn only_registries_of_this_machine_are_asked_without_tls() {
+        let session = |engine| Session {
+            engine,
+            version: "1".to_owned(),
+            prefix: "/v1.41".to_owned(),
+        };
+        let local = "127.0.0.1:5000/web:v1".parse().unwrap();
+        let other = "registry.example.net/web:v1".parse().unwrap();
+        let podman = session(EngineName::Podman);
+        assert_eq!(
+            pull_path(&podman, &local),
+            "/v4.0.0/libpod/images/pull?reference=127.0.0.1%3A5000%2Fweb%3Av1&tlsVerify=false"
+        );
+        let compatible = "/v1.41/images/create?fromImage=registry.example.net%2Fweb&tag=v1";
+        assert_eq!(pull_path(&podman, &other), compatible);
+        assert_eq!(pull_path(&session(EngineName::Docker), &other), compatible);
     }
 
     #[test]
