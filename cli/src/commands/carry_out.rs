@@ -315,6 +315,10 @@ fn left(end: &End) -> Option<json::Deployment> {
 
 fn text(ends: &[End], progress: &Progress) -> String {
     let mut out = String::new();
+    let told = ends
+        .iter()
+        .flat_map(|end| end.result.iter().flatten().flatten());
+    let qualified = told.filter(|one| one.outcome != "unchanged").count() > 1;
     for end in ends {
         match &end.result {
             Ok(Some(deployments)) if deployments.is_empty() => {
@@ -322,7 +326,7 @@ fn text(ends: &[End], progress: &Progress) -> String {
             }
             Ok(Some(deployments)) => {
                 for one in deployments {
-                    out.push_str(&deployment::render(&end.node, one, progress));
+                    out.push_str(&deployment::render(&end.node, one, progress, qualified));
                 }
             }
             Ok(None) => {

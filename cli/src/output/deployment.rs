@@ -30,14 +30,24 @@ fn is_done(outcome: &str) -> bool {
 }
 
 /// What became of each component, and the result in one line where it is good.
-pub(crate) fn render(node: &str, deployment: &v1::Deployment, progress: &Progress) -> String {
+///
+/// `qualified` names each component with its service, for where several are told one after another.
+pub(crate) fn render(
+    node: &str,
+    deployment: &v1::Deployment,
+    progress: &Progress,
+    qualified: bool,
+) -> String {
     let mut out = String::new();
-    let widest = deployment
-        .components
-        .iter()
-        .map(|part| part.component.chars().count())
-        .max()
-        .unwrap_or(0);
+    let name = |part: &v1::ComponentOutcome| {
+        if qualified {
+            path(&deployment.service, &part.component)
+        } else {
+            part.component.clone()
+        }
+    };
+    let names = deployment.components.iter().map(name);
+    let widest = names.map(|name| name.chars().count()).max().unwrap_or(0);
     let blamed = deployment
         .components
         .iter()
@@ -47,7 +57,7 @@ pub(crate) fn render(node: &str, deployment: &v1::Deployment, progress: &Progres
     if deployment.outcome != "unchanged" && begun {
         for part in &deployment.components {
             let told = progress.told(node, &deployment.service, &part.component);
-            component(&mut out, part, widest, &told, blamed);
+            component(&mut out, &name(part), part, widest, &told, blamed);
         }
     }
     if exit(deployment) == Exit::Done {
@@ -60,12 +70,13 @@ pub(crate) fn render(node: &str, deployment: &v1::Deployment, progress: &Progres
 /// `blamed` says that some component has a failure of its own to tell.
 fn component(
     out: &mut String,
+    name: &str,
     part: &v1::ComponentOutcome,
     widest: usize,
     told: &str,
     blamed: bool,
 ) {
-    let name = clean::line(&format!("{:<widest$}", part.component)).into_owned();
+    let name = clean::line(&format!("{name:<widest$}")).into_owned();
     let mut facts: Vec<String> = Vec::new();
     let mut fact = |text: &str| {
         if !text.is_empty() {
@@ -293,8 +304,8 @@ mod tests {
             ..v1::Deployment::default()
         };
         let progress = Progress::new(Mode::Quiet, anstream::ColorChoice::Never);
-        let text =
-            anstream::adapter::strip_str(&render("rift", &deployment, &progress)).to_string();
+        let text = anstream::adapter::strip_str(&render("rift", &deployment, &progress, false))
+            .to_string();
         assert_eq!(
             text,
             "\

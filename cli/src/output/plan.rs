@@ -109,6 +109,17 @@ pub(crate) fn render(
 ) -> String {
     let mut out = String::new();
     for service in services(plan) {
+        let idle = plan
+            .blocked
+            .iter()
+            .all(|blocked| blocked.service != service)
+            && plan
+                .actions
+                .iter()
+                .all(|action| action.service != service || action.action == "none");
+        if idle && !with_unchanged {
+            continue;
+        }
         out.push_str(&heading(plan, service, &note(service)));
         out.push('\n');
         let mut table = Table::bare(0);
