@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::Stream;
 use mcp_proto::{convert, v1};
@@ -24,6 +25,9 @@ const EVENTS_AHEAD: usize = 64;
 
 /// Events of one read.
 const EVENTS_A_READ: u32 = 500;
+
+/// How long an answer waits for the watch to write down what it has seen.
+const RECORDING: Duration = Duration::from_millis(200);
 
 /// Events in a status where the client does not say.
 const STATUS_EVENTS: u32 = 5;
@@ -54,6 +58,8 @@ impl Registry {
                 (Some(snapshot), error)
             }
         };
+        // What a deployment that has just ended led to is in the answer.
+        agent.watch.recorded(&agent.busy, RECORDING).await;
         let view = View::read(agent)
             .await
             .map_err(|error| status::registry(&error))?;
@@ -189,6 +195,7 @@ impl v1::registry_server::Registry for Registry {
             .map_err(|error| Status::from(Failure::of(Code::InvalidArgument, "target", &error)))?;
         let agent = &self.agent;
         let (snapshot, _) = fresh(agent).await;
+        agent.watch.recorded(&agent.busy, RECORDING).await;
         let view = View::read(agent)
             .await
             .map_err(|error| status::registry(&error))?;

@@ -18,6 +18,8 @@ pub struct Busy(Arc<Inner>);
 struct Inner {
     services: Mutex<Services>,
     endings: watch::Sender<u64>,
+    /// Wakes when ends were taken up.
+    taken: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -43,6 +45,7 @@ impl Default for Busy {
         Self(Arc::new(Inner {
             services: Mutex::default(),
             endings: watch::channel(0).0,
+            taken: watch::channel(0).0,
         }))
     }
 }
@@ -94,7 +97,21 @@ impl Busy {
 
     /// The services that have ended being busy since the last call, and since when they had been.
     pub(super) fn take_ended(&self) -> BTreeMap<ServiceName, Instant> {
-        std::mem::take(&mut self.0.services().ended)
+        let ended = std::mem::take(&mut self.0.services().ended);
+        self.0.taken.send_modify(|count| *count += 1);
+        ended
+    }
+
+    /// Whether a service has ended being busy since the last call of [`Self::take_ended`].
+    pub(super) fn has_ended(&self) -> bool {
+        !self.0.services().ended.is_empty()
+    }
+
+    /// Waits until all ends so far were taken up.
+    pub(super) async fn taken_up(&self) {
+        let mut taken = self.0.taken.subscribe();
+        // The sender lives as long as `self`.
+        drop(taken.wait_for(|_| !self.has_ended()).await);
     }
 
     /// A receiver that is woken each time a service is no longer busy.

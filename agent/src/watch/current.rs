@@ -16,6 +16,7 @@ use mcp_spec::observed::{ContainerId, ContainerState, LiveContainer};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::busy::Busy;
 use super::snapshot::{EngineState, Snapshot};
 use crate::clock::Clock;
 use crate::runtime::{Runtime, RuntimeError};
@@ -144,15 +145,22 @@ impl Watch {
         self.shared.changes.subscribe()
     }
 
-    /// Waits until the registry holds what follows from everything seen so far: at most `longest`,
-    /// since it may not be possible to write. Tells whether it does.
-    pub async fn recorded(&self, longest: Duration) -> bool {
-        let seen = *self.shared.changes.borrow();
-        let mut recorded = self.shared.recorded.subscribe();
-        let waiting = recorded.wait_for(|recorded| *recorded >= seen);
-        tokio::time::timeout(longest, waiting)
+    /// Waits until the registry holds what follows from everything seen so far, and from the ends of
+    /// whatever made services busy: at most `longest`, since it may not be possible to write. Tells
+    /// whether it does. In the normal case there is nothing to wait for.
+    pub async fn recorded(&self, busy: &Busy, longest: Duration) -> bool {
+        let recorded = async {
+            busy.taken_up().await;
+            let seen = *self.shared.changes.borrow();
+            let mut recorded = self.shared.recorded.subscribe();
+            recorded
+                .wait_for(|recorded| *recorded >= seen)
+                .await
+                .is_ok()
+        };
+        tokio::time::timeout(longest, recorded)
             .await
-            .is_ok_and(|waited| waited.is_ok())
+            .is_ok_and(|recorded| recorded)
     }
 
     /// Asks the engine now: one list, and an inspection of each managed container that changed or
@@ -192,6 +200,11 @@ impl Watch {
         }
         self.catch_up(|_| true).await?;
         Ok(self.current())
+    }
+
+    /// Counts something that is no change of the snapshot and has consequences all the same.
+    pub(super) fn count_change(&self) {
+        self.shared.changes.send_modify(|count| *count += 1);
     }
 
     /// Says that the registry holds what follows from this change and all before.

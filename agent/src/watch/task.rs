@@ -121,6 +121,8 @@ struct Watching {
     news: Vec<NewEvent>,
     /// The rows have to be read again: an attempt failed.
     stale: bool,
+    /// It was logged that no pidfd can be had.
+    said_no_pids: bool,
 }
 
 impl Watching {
@@ -157,6 +159,7 @@ impl Watching {
             recorder: Recorder::new(setup.registry.clone(), setup.watch.clone()),
             news: Vec::new(),
             stale: false,
+            said_no_pids: false,
             components,
             setup,
         };
@@ -267,13 +270,21 @@ impl Watching {
         self.start_where_due(&snapshot, &busy);
         self.follow_exits(&snapshot);
         self.monitor(&snapshot, &busy);
+        // What has yet to be looked at has consequences that nobody knows.
+        let change = if self.settling.is_empty() { change } else { 0 };
         self.recorder.add(rows, events, change);
     }
 
     /// Reads the rows again where a service is no longer busy, and sees to it that what nobody told of
     /// is looked at.
     async fn take_ended(&mut self) {
-        let ended = self.setup.busy.take_ended();
+        let ended = if self.setup.busy.has_ended() {
+            // Counted first: whoever sees that the ends are taken up waits for what follows from them.
+            self.setup.watch.count_change();
+            self.setup.busy.take_ended()
+        } else {
+            BTreeMap::new()
+        };
         if ended.is_empty() && !self.stale {
             return;
         }
@@ -565,6 +576,12 @@ impl Watching {
             .as_ref()
             .is_some_and(|facts| facts.shares_pids);
         if !shares_pids {
+            if self.setup.facts.load().is_some() && !std::mem::replace(&mut self.said_no_pids, true)
+            {
+                tracing::warn!(
+                    "the engine's processes cannot be seen from here: deaths are noticed by its events"
+                );
+            }
             return;
         }
         let running: Vec<(ServiceName, Arc<LiveContainer>)> = self
