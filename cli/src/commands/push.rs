@@ -2,7 +2,7 @@
 //!
 //! `mcp sync` brings everything to all nodes; `mcp deploy` brings a target's own files to its nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Instant;
@@ -47,6 +47,9 @@ pub(crate) struct Committed {
     pub(crate) signer: String,
 }
 
+/// Revisions of a node that are held against the repository's: the most that it lists.
+const COMPARED: u32 = 1000;
+
 /// Asks the nodes for their heads.
 pub(crate) async fn standings<'a>(
     context: &Context,
@@ -85,15 +88,16 @@ pub(crate) async fn standings<'a>(
 ///
 /// # Errors
 ///
-/// Exit code 5, with the way to merge.
-pub(crate) fn require_fast_forward(
+/// Exit code 5, with the way to merge; 7 where the histories have nothing in common.
+pub(crate) async fn require_fast_forward(
     repo: &DesiredRepo,
     local: Option<CommitId>,
     answers: &[Answer<Standing>],
 ) -> Result<(), Failure> {
     for answer in answers {
         let Ok(Standing {
-            head: Some(head), ..
+            head: Some(head),
+            client,
         }) = &answer.result
         else {
             continue;
@@ -110,6 +114,7 @@ pub(crate) fn require_fast_forward(
             continue;
         }
         if !repo.contains(*head) {
+            refuse_unrelated(repo, local, client, node).await?;
             return Err(Failure::new(
                 Exit::Stale,
                 format!("{node} is at {id}, which this repository does not have"),
@@ -125,6 +130,7 @@ pub(crate) fn require_fast_forward(
         if forward {
             continue;
         }
+        refuse_unrelated(repo, local, client, node).await?;
         let behind = repo
             .is_ancestor(local, *head)
             .map_err(|e| repository::history_failure(&e))?;
@@ -147,6 +153,43 @@ pub(crate) fn require_fast_forward(
             )
             .hint(format!("git merge {id} && mcp sync"))
         });
+    }
+    Ok(())
+}
+
+/// Refuses where the node's accepted history and the repository's have no commit in common.
+async fn refuse_unrelated(
+    repo: &DesiredRepo,
+    local: CommitId,
+    client: &NodeClient,
+    node: &str,
+) -> Result<(), Failure> {
+    let accepted = client
+        .list_revisions(v1::ListRevisionsRequest {
+            target: None,
+            limit: COMPARED,
+        })
+        .await?
+        .revisions;
+    let ours: BTreeSet<String> = repo
+        .log(None, local, usize::MAX)
+        .map_err(|e| repository::history_failure(&e))?
+        .into_iter()
+        .map(|commit| commit.id.to_string())
+        .collect();
+    let whole = accepted.len() < COMPARED as usize;
+    if whole
+        && !accepted
+            .iter()
+            .any(|theirs| ours.contains(&theirs.revision))
+    {
+        return Err(Failure::new(
+            Exit::Refused,
+            format!("{node} holds another history: no commit of it is one of this repository's"),
+        )
+        .hint(format!(
+            "name the right repository with --repo, or start from the node's: mcp fetch && git checkout {node}/head"
+        )));
     }
     Ok(())
 }

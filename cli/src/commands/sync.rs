@@ -70,7 +70,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         let _spinner = progress.spin("asking the nodes for their heads");
         push::standings(context, &nodes, changes.head).await
     };
-    push::require_fast_forward(&repo, changes.head, &standings)?;
+    push::require_fast_forward(&repo, changes.head, &standings).await?;
 
     if args.dry_run {
         return dry_run(context, &args, &repo, &changes, &set);
@@ -111,6 +111,14 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     }));
     if context.out.is_table() {
         tell(context, &repo, &revision.to_string(), &answers)?;
+        for answer in &answers {
+            // One that is only away stands in the table; a refusal is an error with its mend.
+            if let Err(failure) = &answer.result
+                && failure.exit != Exit::Unreachable
+            {
+                context.out.failure(failure);
+            }
+        }
     } else {
         let nodes = answers.iter().map(document).collect();
         context.out.json(&json::Sync {
