@@ -5,7 +5,6 @@
 //! calling thread there, and with it every process and runtime that the thread starts afterwards.
 //! A reaper process ends the engine when the test process has gone, however it went.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -15,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use bollard::Docker;
-use bollard::models::{ContainerInspectResponse, ContainerSummary};
-use bollard::query_parameters::{ListContainersOptionsBuilder, RemoveContainerOptionsBuilder};
+use bollard::models::ContainerInspectResponse;
+use bollard::query_parameters::RemoveContainerOptionsBuilder;
 
 /// The image that most tests run, in versions `v1` to `v3`; see `tests/images/busybox`.
 pub const BUSYBOX: &str = "localhost/mcp-test/busybox";
@@ -347,23 +346,24 @@ impl Engine {
         }
     }
 
-    /// Every container of the engine, running or not, that has all the labels given.
+    /// The ids of every container of the engine, running or not, that has all the labels given.
+    ///
+    /// Asked through the command line: podman 4.3 lists a state, `stopped`, that the API does not know.
     ///
     /// # Errors
     ///
     /// Where the engine does not answer.
-    pub fn containers(&self, labels: &[(&str, &str)]) -> Result<Vec<ContainerSummary>> {
-        let labels: Vec<String> = labels
+    pub fn containers(&self, labels: &[(&str, &str)]) -> Result<Vec<String>> {
+        let filters: Vec<String> = labels
             .iter()
-            .map(|(key, value)| format!("{key}={value}"))
+            .map(|(key, value)| format!("label={key}={value}"))
             .collect();
-        let filters = HashMap::from([("label", labels)]);
-        let options = ListContainersOptionsBuilder::new()
-            .all(true)
-            .filters(&filters)
-            .build();
-        let docker = self.raw()?;
-        wait(docker.list_containers(Some(options))).context("listing containers")
+        let mut args = vec!["ps", "--all", "--quiet", "--no-trunc"];
+        for filter in &filters {
+            args.extend(["--filter", filter]);
+        }
+        let ids = self.cli(&args).context("listing containers")?;
+        Ok(ids.lines().map(str::to_owned).collect())
     }
 
     /// Removes a container by force; one that is absent already is no error.

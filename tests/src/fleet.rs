@@ -262,7 +262,7 @@ impl Node {
     /// # Errors
     ///
     /// Where the engine does not answer.
-    pub fn containers(&self) -> Result<Vec<bollard::models::ContainerSummary>> {
+    pub fn containers(&self) -> Result<Vec<String>> {
         self.engine.containers(&[("mcp.node", &self.name)])
     }
 }
@@ -645,7 +645,7 @@ impl Drop for Fleet {
             );
             // Shared with other tests: only what this node made goes.
             for container in node.containers().unwrap_or_default() {
-                drop(container.id.map(|id| node.engine.remove(&id)));
+                drop(node.engine.remove(&container));
             }
             drop(std::fs::remove_dir_all(&node.dir));
         }
