@@ -438,6 +438,15 @@ impl ServicePlan {
             })
     }
 
+    /// Whether another plan of the service takes the same components by the same actions from the same
+    /// containers to the same specs.
+    #[must_use]
+    pub fn does_the_same(&self, other: &Self) -> bool {
+        let policy = Digest::of(b"");
+        identify(policy, std::slice::from_ref(self))
+            == identify(policy, std::slice::from_ref(other))
+    }
+
     /// Whether the engine has to be asked for anything.
     #[must_use]
     pub fn touches_engine(&self) -> bool {

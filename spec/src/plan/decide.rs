@@ -10,7 +10,7 @@ use crate::component::OnChange;
 use crate::diff::{diff, file_changes_only};
 use crate::drift::{field_drift, has_finished};
 use crate::name::{ComponentKey, ComponentName, ServiceName, Target};
-use crate::observed::{ContainerState, DesiredState, LiveContainer, Observed};
+use crate::observed::{ContainerState, DesiredState, ImageId, LiveContainer, Observed};
 
 /// Plans what brings the targets to what is wanted.
 ///
@@ -120,7 +120,7 @@ fn plan_service(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
         if action.kind.creates()
             || matches!(
                 action.kind,
-                ActionKind::Start | ActionKind::Restart | ActionKind::Signal
+                ActionKind::Start | ActionKind::Stop | ActionKind::Restart | ActionKind::Signal
             )
         {
             for obstacle in obstacles(input, &key, &action) {
@@ -133,7 +133,7 @@ fn plan_service(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
         }
         actions.push(action);
     }
-    removals(input, name, wanted, &scope, &mut actions);
+    removals(input, name, wanted, &scope, &mut actions, &mut blocked);
     dependencies(input, name, wanted, &mut actions, &mut blocked);
     actions.sort_by(|a, b| a.component.cmp(&b.component));
     blocked.sort();
@@ -213,7 +213,11 @@ fn satisfied(input: &PlanInput<'_>, key: &ComponentKey) -> bool {
         return true;
     }
     match input.observed.get(key) {
-        Some(Observed::Present(live)) => live.state.is_running(),
+        Some(Observed::Present(live)) => {
+            live.state.is_running()
+                || matches!(live.state, ContainerState::Exited { code: 0, .. })
+                    && has_finished(deployed.spec.restart, &live.state)
+        }
         _ => false,
     }
 }
@@ -313,15 +317,17 @@ fn decide(
         action.reason = Reason::Forced;
         return action;
     }
+    let moved = input
+        .moved_images
+        .get(key)
+        .filter(|image| **image != deployed.image);
     if deployed.spec_digest != digest {
-        return changed(action, deployed, want, observed);
+        return changed(action, deployed, want, observed, moved);
     }
     if is_job {
         return action;
     }
-    if let Some(image) = input.moved_images.get(key)
-        && *image != deployed.image
-    {
+    if let Some(image) = moved {
         action.kind = replace_or_create(observed);
         action.reason = Reason::ImageMoved;
         if let Some(after) = &mut action.after {
@@ -342,7 +348,10 @@ fn decide(
             if !drifted.is_empty() {
                 action.kind = ActionKind::Replace;
                 action.reason = Reason::Drifted(drifted);
-            } else if !live.state.is_running() && operator {
+            } else if !live.state.is_running()
+                && (operator || deployed.desired == DesiredState::Stopped)
+            {
+                // What ended by itself is its restart policy's; what was inactive is started again.
                 not_running(&mut action, deployed, live);
             }
         }
@@ -383,7 +392,8 @@ fn inactive(
             action.hold = HoldChange::Keep;
         }
         Some(deployed) => {
-            if running {
+            // Also where it is down just now: its restart policy would start it again.
+            if running || deployed.desired == DesiredState::Running {
                 action.kind = ActionKind::Stop;
             }
             // The container keeps its spec; the new one waits for the service to be active again.
@@ -394,6 +404,10 @@ fn inactive(
                 after.running = false;
                 if deployed.spec_digest != after.spec.digest() || !action.changes.is_empty() {
                     after.revision = deployed.revision;
+                }
+                // What is held is what stays.
+                if action.hold == HoldChange::Set && deployed.held_at == Some(after.revision) {
+                    action.hold = HoldChange::Keep;
                 }
             }
             action.changes.clear();
@@ -415,6 +429,7 @@ fn changed(
     deployed: &Deployed,
     want: &Wanted,
     observed: Option<&Observed>,
+    moved: Option<&ImageId>,
 ) -> Action {
     let live = match observed {
         Some(Observed::Present(live)) => Some(live.as_ref()),
@@ -429,7 +444,11 @@ fn changed(
     let in_place = live
         .filter(|live| live.state.is_running() && drifted_fields(deployed, live).is_empty())
         .and_then(|_| file_changes_only(&deployed.spec, &want.spec));
-    let Some(files) = in_place else {
+    // Files that could be exchanged in place do not keep an image whose tag has moved.
+    let Some(files) = in_place.filter(|_| moved.is_none()) else {
+        if let (Some(image), Some(after)) = (moved, &mut action.after) {
+            after.image = Some(image.clone());
+        }
         action.kind = replace_or_create(observed);
         return action;
     };
@@ -481,12 +500,10 @@ fn before_of(deployed: &Deployed, live: Option<&LiveContainer>) -> Before {
 /// What stands in the way of one action.
 fn obstacles(input: &PlanInput<'_>, key: &ComponentKey, action: &Action) -> Vec<Obstacle> {
     let mut found = Vec::new();
-    if input.deployed.contains_key(key) {
-        match input.observed.get(key) {
-            Some(Observed::Unknown { reason }) => found.push(unknown(key, reason)),
-            None => found.push(unknown(key, "it was not asked")),
-            _ => {}
-        }
+    if input.deployed.contains_key(key)
+        && let Some(reason) = unseen(input, key)
+    {
+        found.push(unknown(key, reason));
     }
     if action.kind.creates() {
         let name = key.container_name();
@@ -506,6 +523,15 @@ fn obstacles(input: &PlanInput<'_>, key: &ComponentKey, action: &Action) -> Vec<
     found
 }
 
+/// Why nothing is known of a component's container, where nothing is.
+fn unseen<'a>(input: &PlanInput<'a>, key: &ComponentKey) -> Option<&'a str> {
+    match input.observed.get(key) {
+        Some(Observed::Unknown { reason }) => Some(reason),
+        None => Some("it was not asked"),
+        _ => None,
+    }
+}
+
 fn unknown(key: &ComponentKey, reason: &str) -> Obstacle {
     Obstacle {
         reason: format!("the state of {key} is unknown: {reason}"),
@@ -520,6 +546,7 @@ fn removals(
     wanted: &WantedService,
     scope: &Scope<'_>,
     actions: &mut Vec<Action>,
+    blocked: &mut Vec<Blocked>,
 ) {
     if matches!(input.purpose, Purpose::Rollback) {
         return;
@@ -553,6 +580,14 @@ fn removals(
             action.reason = Reason::Held(held);
         } else if deployed.desired == DesiredState::Ignore || input.purpose == Purpose::Auto {
             action.kind = ActionKind::None;
+        } else if let Some(reason) = unseen(input, key) {
+            // Removing what cannot be seen would forget a container that may run.
+            action.kind = ActionKind::None;
+            blocked.push(Blocked {
+                service: name.clone(),
+                component: Some(key.component.clone()),
+                obstacle: unknown(key, reason),
+            });
         }
         actions.push(action);
     }
