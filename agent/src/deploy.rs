@@ -44,6 +44,7 @@ use recover::Journalled;
 
 use crate::registry::{
     Admission, DeployedRow, DeploymentId, DeploymentRow, DeploymentState, Outcome, RegistryError,
+    Trigger,
 };
 use crate::runtime::RuntimeError;
 use crate::watch::{Busy, Revive, Revived};
@@ -62,7 +63,16 @@ const REVIVE_WAIT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Plans a service anew, when its turn has come after something else ran.
 pub type Replan =
-    Box<dyn Fn() -> BoxFuture<'static, Result<ServicePlan, String>> + Send + Sync + 'static>;
+    Box<dyn Fn() -> BoxFuture<'static, Result<Replanned, String>> + Send + Sync + 'static>;
+
+/// A plan of one service that was made anew.
+#[derive(Debug)]
+pub struct Replanned {
+    /// The plan.
+    pub plan: ServicePlan,
+    /// The history rows that a rollback restores now.
+    pub restores: BTreeMap<ComponentName, i64>,
+}
 
 /// One deployment of one service, as it is asked for.
 pub struct Submission {
@@ -248,6 +258,7 @@ struct Running {
     /// `None` for a start by the restart policy.
     deployment: Option<(DeploymentId, Arc<Line>, Superseded)>,
     covers: BTreeSet<ComponentName>,
+    trigger: Option<Trigger>,
     cancel: CancellationToken,
 }
 
@@ -289,6 +300,7 @@ impl DeployerTask {
             self.lanes.entry(service.clone()).or_default().running = Some(Running {
                 deployment: None,
                 covers: BTreeSet::new(),
+                trigger: None,
                 cancel: CancellationToken::new(),
             });
             self.running.spawn(async move {
@@ -468,12 +480,16 @@ impl DeployerTask {
     /// Gives up what a newer deployment covers and what has not crossed the line.
     async fn supersede(&mut self, service: &ServiceName, newer: &Waiting) {
         let covered = covers(&newer.submission.plan);
+        let trigger = newer.row.trigger;
         let Some(lane) = self.lanes.get_mut(service) else {
             return;
         };
         if let Some(running) = &lane.running
             && let (Some((_, line, superseded)), true) =
                 (&running.deployment, running.covers.is_subset(&covered))
+            && running
+                .trigger
+                .is_some_and(|older| may_supersede(trigger, older))
         {
             superseded.store(1, Ordering::Release);
             if line.cancel() {
@@ -482,10 +498,10 @@ impl DeployerTask {
                 superseded.store(0, Ordering::Release);
             }
         }
-        let (out, stay): (VecDeque<_>, VecDeque<_>) = lane
-            .queue
-            .drain(..)
-            .partition(|waiting| covers(&waiting.submission.plan).is_subset(&covered));
+        let (out, stay): (VecDeque<_>, VecDeque<_>) = lane.queue.drain(..).partition(|waiting| {
+            may_supersede(trigger, waiting.row.trigger)
+                && covers(&waiting.submission.plan).is_subset(&covered)
+        });
         lane.queue = stay;
         for waiting in out {
             end_unbegun(
@@ -552,6 +568,7 @@ impl DeployerTask {
         lane.running = Some(Running {
             deployment: Some((waiting.row.id.clone(), line.clone(), superseded.clone())),
             covers: covers(&waiting.submission.plan),
+            trigger: Some(waiting.row.trigger),
             cancel: cancel.clone(),
         });
         let context = self.context.clone();
@@ -575,6 +592,7 @@ impl DeployerTask {
         lane.running = Some(Running {
             deployment: None,
             covers: BTreeSet::new(),
+            trigger: None,
             cancel: CancellationToken::new(),
         });
         let context = self.context.clone();
@@ -599,6 +617,21 @@ fn covers(plan: &ServicePlan) -> BTreeSet<ComponentName> {
         .iter()
         .map(|action| action.component.clone())
         .collect()
+}
+
+/// Whether one deployment may take the place of an older one that has not begun to switch. What the
+/// older one was to bring about must follow from the newer one too, or be overruled by it.
+const fn may_supersede(newer: Trigger, older: Trigger) -> bool {
+    match (newer, older) {
+        // Nothing brings about a stop or a removal but itself.
+        (Trigger::Stop, Trigger::Stop) | (Trigger::Purge, Trigger::Purge) => true,
+        (_, Trigger::Stop | Trigger::Purge) => false,
+        // The agent never overrules an operator.
+        (Trigger::Auto, older) => matches!(older, Trigger::Auto),
+        (Trigger::Deploy | Trigger::Rollback | Trigger::Stop, _) => true,
+        // A start or a restart brings no new spec.
+        (_, older) => matches!(older, Trigger::Start | Trigger::Restart),
+    }
 }
 
 async fn end_unbegun(
@@ -636,6 +669,7 @@ async fn execute(
         feed,
     } = waiting;
     let mut plan = submission.plan;
+    let mut order = submission.order;
     let fail = |mut row: DeploymentRow, why: String| {
         let context = context.clone();
         async move {
@@ -652,19 +686,38 @@ async fn execute(
             }
         }
     };
-    if waited {
-        plan = match (submission.replan)().await {
-            Ok(plan) => plan,
+    let old: BTreeMap<ComponentName, DeployedRow> =
+        match context.registry.deployed_of(row.service.clone()).await {
+            Ok(rows) => rows
+                .into_iter()
+                .map(|row| (row.key.component.clone(), row))
+                .collect(),
+            Err(error) => return fail(row, error.to_string()).await,
+        };
+    // Another deployment may have run, and ended, since the plan was made.
+    if waited || is_stale(&plan, &old) {
+        Replanned {
+            plan,
+            restores: order.restores,
+        } = match (submission.replan)().await {
+            Ok(replanned) => replanned,
             Err(why) => return fail(row, why).await,
         };
         let journalled = Journalled {
             plan: plan.clone(),
-            purpose: submission.order.purpose,
-            volumes: submission.order.volumes,
-            restores: submission.order.restores.clone(),
+            purpose: order.purpose,
+            volumes: order.volumes,
+            restores: order.restores.clone(),
         };
         row.plan = journalled.text();
         row.state = DeploymentState::Planned;
+        if row.revision != Some(plan.revision) {
+            row.revision = Some(plan.revision);
+            row.signer = match context.registry.revision(plan.revision).await {
+                Ok(revision) => revision.map(|revision| revision.signer),
+                Err(error) => return fail(row, error.to_string()).await,
+            };
+        }
         if let Err(error) = context
             .registry
             .set_plan(
@@ -684,25 +737,17 @@ async fn execute(
         }
     }
     feed.tell(None, "planned", "");
-    let old: BTreeMap<ComponentName, DeployedRow> =
-        match context.registry.deployed_of(row.service.clone()).await {
-            Ok(rows) => rows
-                .into_iter()
-                .map(|row| (row.key.component.clone(), row))
-                .collect(),
-            Err(error) => return fail(row, error.to_string()).await,
-        };
-    let execution = Execution::new(
-        context,
-        row.id.clone(),
-        plan,
-        submission.order,
-        old,
-        feed,
-        line,
-    )
-    .cancelled_by(cancel, superseded);
+    let execution = Execution::new(context, row.id.clone(), plan, order, old, feed, line)
+        .cancelled_by(cancel, superseded);
     execution.run(row).await
+}
+
+/// Whether a plan starts from containers that are not the registered ones any more.
+fn is_stale(plan: &ServicePlan, old: &BTreeMap<ComponentName, DeployedRow>) -> bool {
+    plan.actions.iter().any(|action| {
+        let planned = action.before.as_ref().map(|before| &before.container);
+        planned != old.get(&action.component).map(|row| &row.container)
+    })
 }
 
 /// Starts a registered container again, if it is still wanted and still the one.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use mcp_spec::component::{Pull, VolumeSource};
 use mcp_spec::definition::DesiredSet;
+use mcp_spec::diff::file_changes_only;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ComponentName, NodeName, ServiceName, Target};
 use mcp_spec::observed::{ContainerId, ImageId, Observed, label};
@@ -22,6 +23,7 @@ use mcp_spec::revision::CommitId;
 use thiserror::Error;
 
 use crate::blocking::blocking;
+use crate::deploy::Replanned;
 use crate::desired::{Desired, DesiredError};
 use crate::registry::{DeployedRow, HistoryRow, Registry, RegistryError, Trigger};
 use crate::revisions::{ResolveError, RevisionStore};
@@ -102,6 +104,21 @@ pub struct Planned {
     pub purpose: Option<Purpose>,
     /// The history rows that a rollback restores.
     pub restores: BTreeMap<ComponentKey, i64>,
+}
+
+impl Planned {
+    /// The only service of the plan.
+    #[must_use]
+    pub fn into_part(self) -> Option<Replanned> {
+        let plan = self.plan.into_services().pop()?;
+        let restores = self
+            .restores
+            .into_iter()
+            .filter(|(key, _)| key.service == plan.service)
+            .map(|(key, id)| (key.component, id))
+            .collect();
+        Some(Replanned { plan, restores })
+    }
 }
 
 /// Why no plan could be made.
@@ -562,7 +579,8 @@ impl Planner {
         Ok(())
     }
 
-    /// The images that the tags of `pull = "always"` stand for now, where the spec is unchanged.
+    /// The images that the tags of `pull = "always"` stand for now, where the spec is unchanged but for
+    /// the bytes of files: any other change makes a new container, which resolves its tag itself.
     async fn moved_images(
         &self,
         targets: Option<&[Target]>,
@@ -574,7 +592,7 @@ impl Planner {
             let unchanged = facts
                 .deployed
                 .get(&key)
-                .is_some_and(|deployed| deployed.spec == want.spec);
+                .is_some_and(|deployed| file_changes_only(&deployed.spec, &want.spec).is_some());
             if want.spec.pull == Pull::Always && unchanged && !want.spec.kind.is_job() {
                 let now = self
                     .runtime

@@ -165,9 +165,7 @@ async fn reconcile(agent: &Agent, service: &ServiceName) -> Option<bool> {
                     .deploy(&wish)
                     .await
                     .map_err(|error| error.to_string())?
-                    .plan
-                    .into_services()
-                    .pop()
+                    .into_part()
                     .ok_or_else(|| "nothing is left to do".to_owned())
             })
         }),

@@ -20,7 +20,9 @@ use super::components::{View, deployment};
 use super::status::{self, Failure};
 use crate::Agent;
 use crate::auth::{Identity, Role};
-use crate::deploy::{Cancelled, Ended, Feed, Order, Replan, Step, Submission, SubmitError, Taken};
+use crate::deploy::{
+    Cancelled, Ended, Feed, Order, Replan, Replanned, Step, Submission, SubmitError, Taken,
+};
 use crate::desired::DesiredError;
 use crate::planning::{Lifecycle, PlanError, Planned, Wish};
 use crate::registry::{
@@ -266,13 +268,38 @@ fn order(identity: &Identity, trigger: Trigger, purpose: Option<mcp_spec::plan::
 }
 
 /// The only service of a plan that was made anew.
-fn part(planned: Result<Planned, PlanError>) -> Result<ServicePlan, String> {
+fn part(planned: Result<Planned, PlanError>) -> Result<Replanned, String> {
     planned
-        .map_err(|error| error.to_string())?
-        .plan
-        .into_services()
-        .pop()
+        .map_err(|error| crate::error_chain(&error))?
+        .into_part()
         .ok_or_else(|| "nothing is left to do".to_owned())
+}
+
+/// What an operator has agreed to, held against a plan that was made anew after a wait.
+fn check_again(
+    first: &ServicePlan,
+    again: &Replanned,
+    by_id: bool,
+    yes: bool,
+) -> Result<(), String> {
+    let removes = |plan: &ServicePlan, component: &mcp_spec::name::ComponentName| {
+        plan.actions.iter().any(|action| {
+            action.component == *component && action.kind == mcp_spec::plan::ActionKind::Remove
+        })
+    };
+    if by_id && !first.does_the_same(&again.plan) {
+        return Err("the plan is stale: another deployment came first".to_owned());
+    }
+    let unasked = again.plan.actions.iter().find(|action| {
+        removes(&again.plan, &action.component) && !removes(first, &action.component)
+    });
+    match unasked {
+        Some(action) if !yes => Err(format!(
+            "this would now remove {}/{}, which was not asked for",
+            again.plan.service, action.component
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn targets_of(messages: &[v1::Target]) -> Result<Vec<Target>, Status> {
@@ -600,6 +627,7 @@ impl v1::deployments_server::Deployments for Deployments {
             _ => None,
         };
         let order = order(&identity, Trigger::Deploy, planned.purpose);
+        let (by_id, yes) = (!request.plan_id.is_empty(), request.yes);
         self.carry_out(
             &identity,
             planned,
@@ -608,6 +636,7 @@ impl v1::deployments_server::Deployments for Deployments {
             move |service| {
                 let planner = planner.clone();
                 let mut wish = wish.clone();
+                let first = service.clone();
                 let name = service.service.clone();
                 wish.targets = Some(match wish.targets {
                     Some(targets) => targets
@@ -622,7 +651,12 @@ impl v1::deployments_server::Deployments for Deployments {
                 });
                 Box::new(move || {
                     let (planner, wish) = (planner.clone(), wish.clone());
-                    Box::pin(async move { part(planner.deploy(&wish).await) })
+                    let first = first.clone();
+                    Box::pin(async move {
+                        let again = part(planner.deploy(&wish).await)?;
+                        check_again(&first, &again, by_id, yes)?;
+                        Ok(again)
+                    })
                 })
             },
             only.as_ref(),
