@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::execute::Execution;
 use super::failure::PartFailure;
 use super::prepare::{Made, generation_name};
-use super::switch::{rename, send_signals, start, stop_container};
+use super::switch::{rename, rename_away, send_signals, start, stop_container};
 use crate::blocking::blocking;
 use crate::runtime::LogOptions;
 
@@ -112,7 +112,8 @@ async fn replace_back(
 ) -> Result<(), PartFailure> {
     if let Some(made) = made {
         stop_container(execution, &made.container, grace(action), deadline).await?;
-        rename(
+        // One that is gone, as after a compensation that a crash cut off at its end, holds no name.
+        rename_away(
             execution,
             &made.container,
             &generation_name(key, made.generation),
@@ -193,12 +194,36 @@ pub(super) async fn clear_new(
     execution: &Execution,
     made: &BTreeMap<ComponentName, Made>,
     put_back: &BTreeMap<ComponentName, PutBack>,
+    stuck: &BTreeMap<ComponentName, PartFailure>,
 ) {
     for (component, made) in made {
         if matches!(put_back.get(component), Some(PutBack::Stopped)) {
             continue;
         }
+        // Where the old one could not be brought back the new one stays if it runs: it is all there is.
+        if stuck.contains_key(component) && is_all_there_is(execution, component, made).await {
+            continue;
+        }
         execution.remove_container(component, &made.container).await;
         execution.remove_files(component, made.generation).await;
+    }
+}
+
+/// Whether a component's new container runs while its old one does not, or nothing can be known.
+async fn is_all_there_is(execution: &Execution, component: &ComponentName, made: &Made) -> bool {
+    let runs = async |container: &ContainerId| {
+        let seen = execution.context.runtime.inspect(container.as_str()).await;
+        seen.map(|live| live.is_some_and(|live| live.state.is_running()))
+    };
+    let before = execution
+        .action(component)
+        .and_then(|action| action.before.as_ref());
+    let old_runs = match before {
+        Some(before) => runs(&before.container).await,
+        None => Ok(false),
+    };
+    match (old_runs, runs(&made.container).await) {
+        (Ok(old), Ok(new)) => new && !old,
+        _ => true,
     }
 }

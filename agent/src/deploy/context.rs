@@ -20,6 +20,9 @@ use crate::watch::Sightings;
 /// Longest pause between two attempts at an engine that is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// How long a create that was under way when the agent was killed may go on in the engine.
+pub(super) const IN_FLIGHT: Duration = Duration::from_secs(3);
+
 /// What every deployment works with: the engine, the registry, the revisions and the clock.
 #[derive(Debug)]
 pub struct Context {
@@ -58,6 +61,36 @@ impl Context {
     #[must_use]
     pub fn facts(&self) -> Option<Arc<EngineFacts>> {
         self.engine.load_full()
+    }
+
+    /// Looks for a container that may be about to appear, until it does or the time is up.
+    pub(super) async fn appearing(
+        &self,
+        name: &str,
+        until: Instant,
+    ) -> Result<Option<LiveContainer>, RuntimeError> {
+        loop {
+            match self.runtime.inspect(name).await {
+                Ok(None) if Instant::now() < until => sleep(Duration::from_millis(100)).await,
+                Err(error) if error.is_away() => {
+                    // Before the line nothing is down: there is time to wait for the engine.
+                    if !self.engine_was_away().await {
+                        return Err(error);
+                    }
+                }
+                seen => return seen,
+            }
+        }
+    }
+
+    /// Waits while the engine does not answer. Tells whether it had to wait at all.
+    pub(super) async fn engine_was_away(&self) -> bool {
+        let mut waited = false;
+        while self.runtime.facts().await.is_err() {
+            waited = true;
+            sleep(LONGEST_PAUSE).await;
+        }
+        waited
     }
 
     /// Makes a call and settles every doubt by looking: a call that failed and whose effect is there

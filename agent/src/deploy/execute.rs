@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mcp_spec::component::{ComponentSpec, Network, OnFailure};
+use mcp_spec::component::{ComponentSpec, Network, OnFailure, VolumeSource};
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerId, LiveContainer, label};
 use mcp_spec::plan::{Action, ActionKind, HoldChange, Purpose, ServicePlan};
@@ -23,12 +23,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::compensate::{PutBack, clear_new, last_lines, put_back};
-use super::context::Context;
+use super::context::{Context, IN_FLIGHT};
 use super::failure::PartFailure;
 use super::feed::{Ended, Feed};
 use super::outcome;
 use super::prepare::{Befallen, Made, keep_tag, prepare};
-use super::switch::{Outcome as Switching, Switched, switch_all};
+use super::switch::{Outcome as Switching, Switched, stop_container, switch_all};
 use crate::blocking::blocking;
 use crate::registry::{
     ComponentRecord, DeployedRow, DeploymentId, DeploymentRow, DeploymentState, Outcome,
@@ -113,6 +113,7 @@ pub(super) struct Execution {
     down_since: Mutex<BTreeMap<ComponentName, Instant>>,
     give_up: CancellationToken,
     touched: Mutex<Vec<ComponentName>>,
+    resumed: bool,
 }
 
 impl Execution {
@@ -143,7 +144,19 @@ impl Execution {
             down_since: Mutex::new(BTreeMap::new()),
             give_up: CancellationToken::new(),
             touched: Mutex::new(Vec::new()),
+            resumed: false,
         }
+    }
+
+    /// Marks the execution as one that a crash cut off.
+    pub(super) fn resumed(mut self) -> Self {
+        self.resumed = true;
+        self
+    }
+
+    /// Whether a crash cut the execution off before.
+    pub(super) const fn is_resumed(&self) -> bool {
+        self.resumed
     }
 
     /// Ties the execution to those who may cancel it or take its place.
@@ -218,6 +231,12 @@ impl Execution {
         }
     }
 
+    /// Whether a component's containers were touched.
+    pub(super) fn is_touched(&self, component: &ComponentName) -> bool {
+        let touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        touched.contains(component)
+    }
+
     fn touched(&self) -> Vec<ComponentName> {
         self.touched
             .lock()
@@ -288,16 +307,15 @@ impl Execution {
         self.feed.tell(None, "preparing", "");
         let made = match prepare(self).await {
             Ok(made) => made,
+            // A cancellation ends a pull as a failure; it is none.
+            Err(_) if self.line.is_cancelled() => {
+                return self.abort(row, self.cancellation()).await;
+            }
             Err(befallen) => return self.abort(row, Abort::Befallen(befallen)).await,
         };
         self.feed.tell(None, "prepared", "");
         if !self.line.cross() {
-            let why = if self.superseded.load(Ordering::Acquire) == 1 {
-                Abort::Superseded
-            } else {
-                Abort::Cancelled
-            };
-            return self.abort(row, why).await;
+            return self.abort(row, self.cancellation()).await;
         }
         let now = self.context.clock.now();
         if let Err(error) = self
@@ -316,6 +334,15 @@ impl Execution {
         let mut row = row;
         row.line_at = Some(now);
         self.after_the_line(row, made).await
+    }
+
+    /// Why the deployment was cancelled.
+    fn cancellation(&self) -> Abort {
+        if self.superseded.load(Ordering::Acquire) == 1 {
+            Abort::Superseded
+        } else {
+            Abort::Cancelled
+        }
     }
 
     /// Goes on after the line: the switch, and what follows from it.
@@ -338,7 +365,10 @@ impl Execution {
             };
             return self.compensate(row, made, switching).await;
         }
-        let switching = switch_all(self, &made, deadline).await;
+        let mut switching = switch_all(self, &made, deadline).await;
+        if self.order.trigger == Trigger::Stop && switching.failed.is_empty() {
+            switching.failed = self.stop_revived(deadline).await;
+        }
         if switching.failed.is_empty() || self.leaves_failures() {
             self.commit(row, made, switching).await
         } else {
@@ -346,9 +376,38 @@ impl Execution {
         }
     }
 
-    fn leaves_failures(&self) -> bool {
+    /// Whether a failed component is left as it is, for a look.
+    pub(super) fn leaves_failures(&self) -> bool {
         self.plan.settings.on_failure == OnFailure::Leave
             && !matches!(self.order.trigger, Trigger::Stop | Trigger::Purge)
+    }
+
+    /// Stops what the plan saw down and what its restart policy started since. From the record of the
+    /// stop on nothing starts it again.
+    async fn stop_revived(&self, deadline: Instant) -> BTreeMap<ComponentName, PartFailure> {
+        let mut failed = BTreeMap::new();
+        for action in &self.plan.actions {
+            let Some(before) = action.before.as_ref().filter(|before| before.present) else {
+                continue;
+            };
+            if action.kind != ActionKind::None {
+                continue;
+            }
+            let seen = self
+                .context
+                .runtime
+                .inspect(before.container.as_str())
+                .await;
+            if seen.is_ok_and(|live| live.is_none_or(|live| !live.state.is_running())) {
+                continue;
+            }
+            self.touch(&action.component);
+            let grace = before.stop_timeout.as_duration();
+            if let Err(failure) = stop_container(self, &before.container, grace, deadline).await {
+                failed.insert(action.component.clone(), failure);
+            }
+        }
+        failed
     }
 
     /// An operator's stop is recorded before anything stops, so that nothing starts it again.
@@ -394,9 +453,17 @@ impl Execution {
             }
         };
         let makings = super::recover::makings(&steps);
+        let made = super::recover::made(&steps);
+        let until = Instant::now() + IN_FLIGHT;
         for (component, making) in &makings {
             let key = self.key(component);
-            match self.context.runtime.inspect(&making.name).await {
+            let seen = if self.resumed && !made.contains_key(component) {
+                // The engine may still be at it: it goes on when its client is killed.
+                self.context.appearing(&making.name, until).await
+            } else {
+                self.context.runtime.inspect(&making.name).await
+            };
+            match seen {
                 Ok(Some(live)) if self.is_debris(&key, &live) => {
                     self.remove_container(component, &live.id).await;
                 }
@@ -438,7 +505,20 @@ impl Execution {
             .await
             .unwrap_or_default();
         let not_converged = not_converged(&made, &switching.switched);
-        let commit = outcome::commitment(self, &made, &switching);
+        // A hold that an operator set or released meanwhile is not written over.
+        let holds = match self
+            .context
+            .registry
+            .deployed_of(self.plan.service.clone())
+            .await
+        {
+            Ok(rows) => rows
+                .into_iter()
+                .map(|row| (row.key.component, row.hold))
+                .collect(),
+            Err(_) => BTreeMap::new(),
+        };
+        let commit = outcome::commitment(self, &made, &switching, &holds);
         let lives: Vec<LiveContainer> = switching
             .switched
             .values()
@@ -462,7 +542,8 @@ impl Execution {
             &switching,
             &self.kept_logs(&made, &switching).await,
         );
-        self.clean(&made, keep_before).await;
+        self.clear_unreached(&made).await;
+        self.clean(&made, &switching.failed, keep_before).await;
         let failed = outcome::failure_text(self, &switching.failed);
         let (state, outcome, error) = match (failed, not_converged) {
             (Some(error), _) => (DeploymentState::Failed, Outcome::Failed, Some(error)),
@@ -474,6 +555,44 @@ impl Execution {
             (None, None) => (DeploymentState::Cleaned, Outcome::Deployed, None),
         };
         self.finish(row, state, outcome, error, records).await
+    }
+
+    /// Clears away after a commit that a crash came right after. `records` were written with it.
+    pub(super) async fn clean_again(
+        &self,
+        row: DeploymentRow,
+        made: BTreeMap<ComponentName, Made>,
+        records: Vec<ComponentRecord>,
+    ) -> Ended {
+        let failed: BTreeMap<ComponentName, PartFailure> = records
+            .iter()
+            .filter(|record| record.outcome == "failed")
+            .map(|record| {
+                let text = record.error.clone().unwrap_or_default();
+                (record.component.clone(), PartFailure::Earlier { text })
+            })
+            .collect();
+        self.clear_unreached(&made).await;
+        self.clean(&made, &failed, Vec::new()).await;
+        // The rows of removed components are gone already, and with them the names of their networks.
+        self.drop_networks_of_service().await;
+        let (state, outcome) = if failed.is_empty() {
+            (DeploymentState::Cleaned, Outcome::Deployed)
+        } else {
+            (DeploymentState::Failed, Outcome::Failed)
+        };
+        let error = outcome::failure_text(self, &failed);
+        self.finish(row, state, outcome, error, records).await
+    }
+
+    /// A component that was not reached keeps what it has; what was made for it goes.
+    async fn clear_unreached(&self, made: &BTreeMap<ComponentName, Made>) {
+        let unreached = made
+            .iter()
+            .filter(|(component, _)| !self.is_touched(component))
+            .map(|(component, made)| (component.clone(), made.clone()))
+            .collect();
+        clear_new(self, &unreached, &BTreeMap::new(), &BTreeMap::new()).await;
     }
 
     async fn kept_logs(
@@ -505,6 +624,7 @@ impl Execution {
     pub(super) async fn clean(
         &self,
         made: &BTreeMap<ComponentName, Made>,
+        failed: &BTreeMap<ComponentName, PartFailure>,
         keep_before: Vec<(ComponentKey, mcp_spec::observed::ImageId)>,
     ) {
         let mut removals = Vec::new();
@@ -512,9 +632,17 @@ impl Execution {
             let Some(before) = &action.before else {
                 continue;
             };
+            let has_failed = failed.contains_key(&action.component);
+            // The registry still holds what was not reached, and what could not be stopped.
+            let is_kept = has_failed
+                && (action.kind == ActionKind::Remove || !self.is_touched(&action.component));
             match action.kind {
-                ActionKind::Replace | ActionKind::Remove if before.present => {
+                ActionKind::Replace | ActionKind::Remove if before.present && !is_kept => {
                     removals.push((&action.component, &before.container, before.generation));
+                }
+                ActionKind::Create if !has_failed => {
+                    self.remove_files(&action.component, before.generation)
+                        .await;
                 }
                 ActionKind::Restart | ActionKind::Signal | ActionKind::None => {
                     if let (Some(after), false) = (&action.after, action.files.is_empty()) {
@@ -561,15 +689,28 @@ impl Execution {
 
     /// Removes those networks of `specs` that the agent made and no deployed component joins.
     async fn drop_networks<'a>(&self, specs: impl Iterator<Item = &'a ComponentSpec>) {
-        let mut names: Vec<&String> = specs
+        let mut names: Vec<String> = specs
             .filter_map(|spec| match &spec.network {
                 Network::User(attachments) => Some(attachments.keys()),
                 _ => None,
             })
             .flatten()
+            .cloned()
             .collect();
         names.sort();
         names.dedup();
+        self.drop_unjoined(names).await;
+    }
+
+    /// Removes those networks that were made for the service and that no deployed component joins.
+    async fn drop_networks_of_service(&self) {
+        let service = self.plan.service.as_str();
+        if let Ok(names) = self.context.runtime.networks(label::SERVICE, service).await {
+            self.drop_unjoined(names).await;
+        }
+    }
+
+    async fn drop_unjoined(&self, mut names: Vec<String>) {
         if names.is_empty() {
             return;
         }
@@ -578,7 +719,7 @@ impl Execution {
         };
         names.retain(|name| {
             deployed.iter().all(|row| match &row.spec.network {
-                Network::User(attachments) => !attachments.contains_key(*name),
+                Network::User(attachments) => !attachments.contains_key(name),
                 _ => true,
             })
         });
@@ -593,16 +734,34 @@ impl Execution {
             return;
         };
         for name in names {
-            if ours.contains(name)
-                && let Err(error) = runtime.remove_network(name).await
+            if ours.contains(&name)
+                && let Err(error) = runtime.remove_network(&name).await
             {
                 tracing::warn!(network = name, %error, "cannot remove a network");
             }
         }
     }
 
-    /// Removes the named volumes of components that were removed.
+    /// Removes those named volumes of components that were removed that the agent made and no
+    /// deployed component mounts.
     async fn drop_volumes(&self) {
+        let runtime = &self.context.runtime;
+        let (Ok(deployed), Ok(ours)) = (
+            self.context.registry.deployed_all().await,
+            runtime
+                .volumes(label::NODE, self.context.node.as_str())
+                .await,
+        ) else {
+            tracing::warn!(deployment = %self.id, "cannot tell which volumes may go; all stay");
+            return;
+        };
+        let is_mounted = |name: &str| {
+            deployed.iter().any(|row| {
+                row.spec.volumes.values().any(
+                    |volume| matches!(&volume.source, VolumeSource::Named(other) if other == name),
+                )
+            })
+        };
         for action in &self.plan.actions {
             let (ActionKind::Remove, Some(spec)) =
                 (action.kind, self.old_specs.get(&action.component))
@@ -610,8 +769,10 @@ impl Execution {
                 continue;
             };
             for volume in spec.volumes.values() {
-                if let mcp_spec::component::VolumeSource::Named(name) = &volume.source
-                    && let Err(error) = self.context.runtime.remove_volume(name).await
+                if let VolumeSource::Named(name) = &volume.source
+                    && ours.contains(name)
+                    && !is_mounted(name)
+                    && let Err(error) = runtime.remove_volume(name).await
                 {
                     tracing::warn!(volume = name, %error, "cannot remove a volume");
                 }
@@ -657,7 +818,21 @@ impl Execution {
             let Some(action) = self.action(&component) else {
                 continue;
             };
-            match put_back(self, action, made.get(&component)).await {
+            let mut result = put_back(self, action, made.get(&component)).await;
+            // Giving up while the engine is away would leave nothing running.
+            let mut more_tries = 2_u32;
+            while let Err(PartFailure::Engine { source, .. }) = &result
+                && source.is_away()
+            {
+                if !self.context.engine_was_away().await {
+                    if more_tries == 0 {
+                        break;
+                    }
+                    more_tries -= 1;
+                }
+                result = put_back(self, action, made.get(&component)).await;
+            }
+            match result {
                 Ok(outcome) => {
                     put.insert(component, outcome);
                 }
@@ -673,7 +848,15 @@ impl Execution {
                 tracing::error!(deployment = %self.id, %error, "cannot take the stop back");
             }
         }
-        clear_new(self, &made, &put).await;
+        clear_new(self, &made, &put, &stuck).await;
+        self.drop_networks(
+            self.plan
+                .actions
+                .iter()
+                .filter_map(|action| action.after.as_ref())
+                .map(|after| &after.spec),
+        )
+        .await;
         let restored = put
             .values()
             .any(|outcome| matches!(outcome, PutBack::Restored { .. }));

@@ -83,6 +83,15 @@ pub(super) enum PartFailure {
         /// The component that failed.
         dependency: ComponentName,
     },
+    /// A job was cut off in the middle, and a job is not run twice.
+    #[error("interrupted: the job was cut off, and is not run again by itself")]
+    Interrupted,
+    /// It failed before the agent was restarted.
+    #[error("{text}")]
+    Earlier {
+        /// What was said then.
+        text: String,
+    },
     /// The deployment was given up before it was this component's turn.
     #[error("not reached")]
     NotReached,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mcp_spec::name::ComponentName;
-use mcp_spec::observed::{DesiredState, Observed};
+use mcp_spec::observed::{DesiredState, ImageId, Observed};
 use mcp_spec::plan::{Action, ActionKind, After, HoldChange, Purpose};
 
 use super::compensate::PutBack;
@@ -125,6 +125,7 @@ pub(super) fn commitment(
     execution: &Execution,
     made: &BTreeMap<ComponentName, Made>,
     switching: &Switching,
+    holds: &BTreeMap<ComponentName, Option<HoldRow>>,
 ) -> CommitDeployment {
     let now = execution.context.clock.now();
     let mut commit = CommitDeployment::new(execution.id.clone());
@@ -132,13 +133,21 @@ pub(super) fn commitment(
         let key = execution.key(&action.component);
         let old = execution.old.get(&action.component);
         let failed = switching.failed.contains_key(&action.component);
+        if failed && !execution.is_touched(&action.component) {
+            // It was not reached: what ran before still runs.
+            continue;
+        }
         let Some(after) = &action.after else {
             if action.kind == ActionKind::Remove && !failed {
                 commit.removed.push(key);
             }
             continue;
         };
-        let hold = hold_after(execution, action, old, now);
+        let held = holds
+            .get(&action.component)
+            .cloned()
+            .unwrap_or_else(|| old.and_then(|old| old.hold.clone()));
+        let hold = hold_after(execution, action, held, now);
         let stop = stop_after(execution, action, old, now);
         let desired = if execution.plan.settings.active {
             DesiredState::Running
@@ -210,7 +219,8 @@ pub(super) fn commitment(
             let observed = Observed::Present(Box::new(live));
             commit.observed.push(first_sight(&row, &observed, now));
         }
-        let history = history_of(execution, action, old, after, failed);
+        let image = made.get(&action.component).map(|made| &made.image);
+        let history = history_of(execution, action, old, after, image, failed);
         commit.set.push(SetDeployed { row, history });
     }
     commit.records = committed(execution, made, switching, &BTreeMap::new());
@@ -223,9 +233,10 @@ fn history_of(
     action: &Action,
     old: Option<&DeployedRow>,
     after: &After,
+    image: Option<&ImageId>,
     failed: bool,
 ) -> HistoryEntry {
-    if failed {
+    if failed && old.is_some() {
         return HistoryEntry::Keep;
     }
     if execution.order.purpose == Some(Purpose::Rollback)
@@ -239,10 +250,7 @@ fn history_of(
         }
         Some(old)
             if old.spec_digest == after.spec_digest
-                && after
-                    .image
-                    .as_ref()
-                    .is_none_or(|image| *image == old.image_id) =>
+                && image.is_none_or(|image| *image == old.image_id) =>
         {
             HistoryEntry::Keep
         }
@@ -253,11 +261,11 @@ fn history_of(
 fn hold_after(
     execution: &Execution,
     action: &Action,
-    old: Option<&DeployedRow>,
+    held: Option<HoldRow>,
     now: Timestamp,
 ) -> Option<HoldRow> {
     match action.hold {
-        HoldChange::Keep => old.and_then(|old| old.hold.clone()),
+        HoldChange::Keep => held,
         HoldChange::Release => None,
         HoldChange::Set => Some(HoldRow {
             revision: action
@@ -379,34 +387,6 @@ pub(super) fn compensated(
             }
             if let Some(lines) = logs.get(component) {
                 record.log_tail = lines.clone();
-            }
-            record
-        })
-        .collect()
-}
-
-/// What is said of a deployment whose commit was written before the agent went away.
-pub(super) fn recovered(
-    execution: &Execution,
-    made: &BTreeMap<ComponentName, Made>,
-) -> Vec<ComponentRecord> {
-    execution
-        .plan
-        .actions
-        .iter()
-        .map(|action| {
-            let mut record = record(
-                execution,
-                action,
-                if acts(action) {
-                    "deployed"
-                } else {
-                    "unchanged"
-                },
-            );
-            if let Some(made) = made.get(&action.component) {
-                record.image_id = Some(made.image.clone());
-                record.image_digest = made.image_digest;
             }
             record
         })

@@ -114,11 +114,17 @@ pub(super) async fn resume(
         old,
         feed,
         line.clone(),
-    );
+    )
+    .resumed();
     tracing::warn!(deployment = %row.id, service = %row.service, state = ?row.state, "going on with a deployment that was cut off");
     let ended = match row.state {
         DeploymentState::Switching | DeploymentState::Healthy => {
             line.cross();
+            // What was touched before the crash has to be put back too, even where another component
+            // fails now before it is this one's turn again.
+            for component in begun(&steps) {
+                execution.touch(&component);
+            }
             execution.after_the_line(row, made(&steps)).await
         }
         DeploymentState::Compensating => {
@@ -133,18 +139,17 @@ pub(super) async fn resume(
         }
         DeploymentState::Committed => {
             line.cross();
-            let made = made(&steps);
-            execution.clean(&made, Vec::new()).await;
-            let records = super::outcome::recovered(&execution, &made);
-            execution
-                .finish(
-                    row,
-                    DeploymentState::Cleaned,
-                    Outcome::Deployed,
-                    None,
-                    records,
-                )
-                .await
+            for component in begun(&steps) {
+                execution.touch(&component);
+            }
+            let records = execution
+                .context
+                .registry
+                .records(vec![row.id.clone()])
+                .await?
+                .remove(&row.id)
+                .unwrap_or_default();
+            execution.clean_again(row, made(&steps), records).await
         }
         _ => execution.abort(row, Abort::Crashed).await,
     };

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use mcp_spec::component::FileMount;
@@ -146,8 +146,9 @@ impl Staging {
             let kept = kept(&path);
             if !kept.exists() {
                 let old = fs::read(&path)?;
-                let mode = fs::metadata(&path)?.permissions().mode();
-                write_beside(&kept, &old, mode & 0o7777)?;
+                let was = fs::metadata(&path)?;
+                write_beside(&kept, &old, was.permissions().mode() & 0o7777)?;
+                keep_owner(&kept, &was)?;
             }
             if in_place {
                 write_through(&path, bytes, file.mode)
@@ -183,12 +184,14 @@ impl Staging {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(e) => return Err(e),
             };
-            let mode = fs::metadata(&kept)?.permissions().mode() & 0o7777;
+            let was = fs::metadata(&kept)?;
+            let mode = was.permissions().mode() & 0o7777;
             if in_place {
                 write_through(&path, &old, mode)?;
             } else {
                 write_beside(&path, &old, mode)?;
             }
+            keep_owner(&path, &was)?;
             fs::remove_file(&kept)
         };
         restore().map_err(|source| StageError::Io {
@@ -265,6 +268,15 @@ fn write_through(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.write_all(bytes)?;
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.sync_all()
+}
+
+/// Gives a file the owner that another has; nothing where it has it already.
+fn keep_owner(path: &Path, was: &fs::Metadata) -> io::Result<()> {
+    let is = fs::metadata(path)?;
+    if (is.uid(), is.gid()) == (was.uid(), was.gid()) {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(path, Some(was.uid()), Some(was.gid()))
 }
 
 fn give(path: &Path, file: &FileMount) -> Result<(), StageError> {

@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use mcp_spec::component::OnChange;
+use mcp_spec::component::{ComponentSpec, OnChange};
 use mcp_spec::name::{ComponentKey, ComponentName};
-use mcp_spec::observed::{ContainerId, LiveContainer};
+use mcp_spec::observed::{ContainerId, ContainerState, LiveContainer};
 use mcp_spec::plan::{Action, ActionKind};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -124,11 +124,36 @@ fn predecessors<'a>(
             .map(|other| &other.component)
             .collect();
     }
-    action
-        .after
-        .as_ref()
-        .map(|after| after.spec.depends_on.iter().collect())
-        .unwrap_or_default()
+    let Some(after) = &action.after else {
+        return BTreeSet::new();
+    };
+    let mut first: BTreeSet<&ComponentName> = after.spec.depends_on.iter().collect();
+    if action.kind.creates() {
+        // A port of the host that a component gives up, as when it is renamed, is taken after that.
+        // What ends waits only for what ends, so no circle can come of this.
+        first.extend(
+            actions
+                .iter()
+                .filter(|other| ends(other))
+                .filter(|other| {
+                    execution
+                        .old_specs
+                        .get(&other.component)
+                        .is_some_and(|old| share_a_port(old, &after.spec))
+                })
+                .map(|other| &other.component),
+        );
+    }
+    first
+}
+
+/// Whether two components publish the same port of the host.
+fn share_a_port(a: &ComponentSpec, b: &ComponentSpec) -> bool {
+    a.ports.iter().any(|of_a| {
+        b.ports
+            .iter()
+            .any(|of_b| of_a.host == of_b.host && of_a.protocol == of_b.protocol)
+    })
 }
 
 async fn in_turn(
@@ -167,7 +192,10 @@ async fn in_turn(
         execution
             .feed
             .tell(Some(&action.component), "failed", failure.to_string());
-        execution.give_up();
+        // Where failures are left nothing is put back, and what does not depend on this one goes on.
+        if !execution.leaves_failures() {
+            execution.give_up();
+        }
     }
     result
 }
@@ -203,7 +231,9 @@ async fn one(
         ActionKind::Create | ActionKind::Replace => {
             let made = made.ok_or(PartFailure::NotReached)?;
             let down_since = take_over(execution, &key, action, made, deadline).await?;
-            start(execution, &action.component, &made.container, deadline).await?;
+            if !job_began(execution, action, &made.container).await? {
+                start(execution, &action.component, &made.container, deadline).await?;
+            }
             downtime = down_since.map_or(Duration::ZERO, |since| since.elapsed());
             Some(made.container.clone())
         }
@@ -279,6 +309,29 @@ async fn one(
     })
 }
 
+/// Whether the container of a job was started before a crash cut its deployment off: a job is run
+/// once, so its gate judges the run that there was. One that was cut off itself, as by a reboot, is
+/// a failure.
+async fn job_began(
+    execution: &Execution,
+    action: &Action,
+    container: &ContainerId,
+) -> Result<bool, PartFailure> {
+    let is_job = action
+        .after
+        .as_ref()
+        .is_some_and(|after| after.spec.kind.is_job());
+    if !is_job || !execution.is_resumed() {
+        return Ok(false);
+    }
+    let live = look(execution, container).await?;
+    match live.state {
+        ContainerState::Created if live.started_at.is_none() => Ok(false),
+        ContainerState::Created => Err(PartFailure::Interrupted),
+        _ => Ok(true),
+    }
+}
+
 /// Gives the new container the name and stops the old one. Tells since when nothing runs.
 async fn take_over(
     execution: &Execution,
@@ -300,11 +353,12 @@ async fn take_over(
         if made.name != name {
             rename(execution, &made.container, &name, deadline).await?;
         }
+        // Also where the plan saw it down: its restart policy may have started it since.
         if before.running {
             since = Some(Instant::now());
             execution.goes_down(&action.component);
-            stop(execution, action, &before.container, deadline).await?;
         }
+        stop(execution, action, &before.container, deadline).await?;
     } else if made.name != name {
         rename(execution, &made.container, &name, deadline).await?;
     }
@@ -326,6 +380,26 @@ pub(super) async fn rename(
             deadline,
             || runtime.rename(container, name),
             |live| live.is_some_and(|live| live.name == name),
+        )
+        .await;
+    done(settled, "renaming the container")
+}
+
+/// Renames a container that gives its name up; one that is gone has none.
+pub(super) async fn rename_away(
+    execution: &Execution,
+    container: &ContainerId,
+    name: &str,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    let runtime = &execution.context.runtime;
+    let settled = execution
+        .context
+        .settle(
+            container.as_str(),
+            deadline,
+            || runtime.rename(container, name),
+            |live| live.is_none_or(|live| live.name == name),
         )
         .await;
     done(settled, "renaming the container")
