@@ -8,8 +8,8 @@ use futures_util::{Stream, StreamExt as _};
 use mcp_proto::{convert, v1};
 use mcp_spec::component::ServiceSpec;
 use mcp_spec::export::toml::to_toml;
-use mcp_spec::name::{ComponentKey, ServiceName};
-use mcp_spec::observed::ContainerId;
+use mcp_spec::name::{ComponentKey, ServiceName, Target};
+use mcp_spec::observed::{ContainerId, label};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
@@ -33,6 +33,23 @@ pub(super) struct Workloads {
 impl Workloads {
     pub(super) const fn new(agent: Arc<Agent>) -> Self {
         Self { agent }
+    }
+
+    /// Containers of the agent's own that are registered nowhere: a first deployment that failed keeps
+    /// them for their logs.
+    async fn left_for_a_look(&self, targets: &[Target]) -> Vec<(ComponentKey, ContainerId)> {
+        let agent = &self.agent;
+        let Ok(snapshot) = agent.watch.fresh().await else {
+            return Vec::new();
+        };
+        let node = agent.config.node.as_str();
+        snapshot
+            .containers
+            .values()
+            .filter(|live| live.labels.get(label::NODE).map(String::as_str) == Some(node))
+            .filter_map(|live| Some((live.claimed_key()?, live.id.clone())))
+            .filter(|(key, _)| targets.iter().any(|target| target.covers(key)))
+            .collect()
     }
 
     /// The lines that were kept with a deployment.
@@ -138,13 +155,16 @@ impl v1::workloads_server::Workloads for Workloads {
             .deployed_all()
             .await
             .map_err(|error| status::registry(&error))?;
-        let chosen: Vec<(ComponentKey, ContainerId)> = rows
+        let mut chosen: Vec<(ComponentKey, ContainerId)> = rows
             .into_iter()
             .filter(|row| {
                 targets.is_empty() || targets.iter().any(|target| target.covers(&row.key))
             })
             .map(|row| (row.key, row.container))
             .collect();
+        if chosen.is_empty() {
+            chosen = self.left_for_a_look(&targets).await;
+        }
         if chosen.is_empty() {
             return Err(status::unknown_target(&targets, &self.agent.config.node));
         }
