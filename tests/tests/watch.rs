@@ -360,7 +360,7 @@ fn a_stop_by_hand_is_answered_by_the_restart_policy(lane: Lane) {
         rig.begin().await;
         let id = rig.containers["web"].clone();
         lane.shared()
-            .cli(&["stop", "-t", "0", id.as_str()])
+            .cli(&["stop", "-t", "5", id.as_str()])
             .unwrap();
         rig.event("web", &["restarted"]).await;
         assert_eq!(rig.observed("web").await.state, ObservedState::Running);

@@ -26,6 +26,9 @@ const CODE_GRACE: Duration = Duration::from_millis(3);
 /// After this time a death counts as an end whose exit code the engine does not tell.
 const CODE_WAIT: Duration = Duration::from_secs(21);
 
+/// Shortest pause that is worth an event of its own.
+const TOLD_PAUSE: Duration = Duration::from_secs(1);
+
 /// Pause before a start is asked for again that came at a bad time.
 const NOT_NOW_PAUSE: Duration = Duration::from_millis(250);
 
@@ -416,7 +419,7 @@ impl Component {
             Next::Again(pause) => {
                 self.restarting = Restarting::Due(moment.now + pause);
                 self.seen.next_restart_at = None;
-                if !pause.is_zero() {
+                if pause >= TOLD_PAUSE {
                     let in_a_pause = SignedDuration::try_from(pause).unwrap_or_default();
                     self.seen.next_restart_at = moment.at.checked_add(in_a_pause).ok();
                     events.push(news::restart_scheduled(

@@ -7,6 +7,10 @@ use mcp_spec::component::Restart;
 /// The first pause; doubled by each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 
+/// The first pause after an end that was asked for (exit 0, or 128 + SIGTERM): an engine whose command
+/// line stops a container cleans up afterwards, and podman's fails where it runs again by then.
+const ORDERLY_PAUSE: Duration = Duration::from_millis(300);
+
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 
@@ -32,7 +36,11 @@ pub(super) fn next(restart: Restart, code: Option<i32>, attempts: u32, jitter: f
         Restart::OnFailure { .. } if code == Some(0) => Next::Finished,
         Restart::OnFailure { max: Some(max) } if attempts >= max => Next::Spent(max),
         Restart::OnFailure { .. } | Restart::Always | Restart::UnlessStopped => {
-            Next::Again(pause(attempts, jitter))
+            let is_orderly = matches!(code, Some(0 | 143));
+            Next::Again(match attempts {
+                0 if is_orderly => ORDERLY_PAUSE,
+                _ => pause(attempts, jitter),
+            })
         }
     }
 }
@@ -71,13 +79,15 @@ mod tests {
     #[test]
     fn a_policy_takes_the_ends_that_it_names_for_good() {
         let again = Next::Again(Duration::ZERO);
+        let soon = Next::Again(ORDERLY_PAUSE);
         let on_failure = Restart::OnFailure { max: None };
         assert_eq!(next(Restart::No, Some(1), 0, 0.0), Next::Finished);
         assert_eq!(next(on_failure, Some(0), 0, 0.0), Next::Finished);
         assert_eq!(next(on_failure, Some(1), 0, 0.0), again);
         assert_eq!(next(on_failure, None, 0, 0.0), again);
-        assert_eq!(next(Restart::Always, Some(0), 0, 0.0), again);
-        assert_eq!(next(Restart::UnlessStopped, Some(0), 0, 0.0), again);
+        assert_eq!(next(Restart::Always, Some(137), 0, 0.0), again);
+        assert_eq!(next(Restart::Always, Some(0), 0, 0.0), soon);
+        assert_eq!(next(Restart::UnlessStopped, Some(143), 0, 0.0), soon);
     }
 
     #[test]
