@@ -171,7 +171,11 @@ async fn reconcile(agent: &Agent, service: &ServiceName) -> Option<bool> {
         }),
     };
     let ended = match agent.deployer.submit(submission).await {
-        Ok(Taken::Feed(feed)) => feed.ended().await?,
+        Ok(Taken::Feed(feed)) => tokio::select! {
+            // A deployment that the agent's end cuts off never ends in this process.
+            () = agent.shutdown.cancelled() => return None,
+            ended = feed.ended() => ended?,
+        },
         Ok(Taken::Ended(ended)) => ended,
         Err(error) => {
             tracing::warn!(%service, %error, "cannot reconcile");

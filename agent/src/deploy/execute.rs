@@ -569,7 +569,10 @@ impl Execution {
             .filter(|record| record.outcome == "failed")
             .map(|record| {
                 let text = record.error.clone().unwrap_or_default();
-                (record.component.clone(), PartFailure::Earlier { text })
+                (
+                    record.component.clone(),
+                    PartFailure::Earlier { text, gate: false },
+                )
             })
             .collect();
         self.clear_unreached(&made).await;
@@ -787,15 +790,28 @@ impl Execution {
         made: BTreeMap<ComponentName, Made>,
         switching: Switching,
     ) -> Ended {
+        // A crash in the compensation does not forget what it is for.
+        let causes = switching
+            .failed
+            .iter()
+            .filter(|(_, failure)| !failure.is_consequence())
+            .map(|(component, failure)| {
+                let cause = super::recover::Cause {
+                    text: outcome::failure_chain(failure),
+                    gate: failure.is_gate(),
+                };
+                self.step(
+                    Some(component),
+                    super::recover::STEP_FAIL,
+                    StepPhase::Done,
+                    &cause,
+                )
+            })
+            .collect();
         if let Err(error) = self
             .context
             .registry
-            .set_state(
-                self.id.clone(),
-                DeploymentState::Compensating,
-                None,
-                Vec::new(),
-            )
+            .set_state(self.id.clone(), DeploymentState::Compensating, None, causes)
             .await
         {
             tracing::error!(deployment = %self.id, %error, "cannot journal the compensation; going on with it");

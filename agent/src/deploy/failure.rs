@@ -91,6 +91,8 @@ pub(super) enum PartFailure {
     Earlier {
         /// What was said then.
         text: String,
+        /// Whether it was its gate that it failed.
+        gate: bool,
     },
     /// The deployment was given up before it was this component's turn.
     #[error("not reached")]
@@ -101,6 +103,18 @@ pub(super) enum PartFailure {
 }
 
 impl PartFailure {
+    /// Whether it failed its gate.
+    #[must_use]
+    pub(super) const fn is_gate(&self) -> bool {
+        matches!(self, Self::Gate(_) | Self::Earlier { gate: true, .. })
+    }
+
+    /// Whether it follows from another component's failure.
+    #[must_use]
+    pub(super) const fn is_consequence(&self) -> bool {
+        matches!(self, Self::NotReached | Self::Dependency { .. })
+    }
+
     /// The mend, where one is known.
     #[must_use]
     pub(super) fn hint(&self) -> Option<&'static str> {

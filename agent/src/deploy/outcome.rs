@@ -90,7 +90,7 @@ pub(super) fn abort_text(execution: &Execution, why: &Abort) -> String {
     }
 }
 
-fn failure_chain(failure: &PartFailure) -> String {
+pub(super) fn failure_chain(failure: &PartFailure) -> String {
     let mut text = failure.to_string();
     let mut source = std::error::Error::source(failure);
     while let Some(error) = source {
@@ -109,11 +109,9 @@ pub(super) fn failure_text(
     execution: &Execution,
     failed: &BTreeMap<ComponentName, PartFailure>,
 ) -> Option<String> {
-    let consequence =
-        |f: &PartFailure| matches!(f, PartFailure::NotReached | PartFailure::Dependency { .. });
     failed
         .iter()
-        .find(|(_, failure)| !consequence(failure))
+        .find(|(_, failure)| !failure.is_consequence())
         .or_else(|| failed.iter().next())
         .map(|(component, failure)| {
             format!("{}: {}", execution.key(component), failure_chain(failure))
@@ -402,7 +400,7 @@ pub(super) fn quarantined(
     switching
         .failed
         .iter()
-        .filter(|(_, failure)| matches!(failure, PartFailure::Gate(_)))
+        .filter(|(_, failure)| failure.is_gate())
         .filter_map(|(component, failure)| {
             let made = made.get(component)?;
             let after = execution.action(component)?.after.as_ref()?;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::context::Context;
 use super::execute::{Abort, Execution, Line, Order};
+use super::failure::PartFailure;
 use super::feed::{Ended, Feed};
 use super::prepare::{Made, Making, STEP_MAKE};
 use super::switch::{Outcome as Switching, STEP_SWITCH};
@@ -37,6 +38,18 @@ impl Journalled {
         serde_json::to_string(self)
             .expect("a plan holds only strings, numbers and maps keyed by strings")
     }
+}
+
+/// The journal's word for [`Cause`].
+pub(super) const STEP_FAIL: &str = "fail";
+
+/// Why a component failed, journalled when the compensation begins.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Cause {
+    /// What went wrong.
+    pub text: String,
+    /// Whether it failed its gate.
+    pub gate: bool,
 }
 
 /// What the journal says was about to be made, by component.
@@ -132,7 +145,16 @@ pub(super) async fn resume(
             for component in begun(&steps) {
                 execution.touch(&component);
             }
-            let switching = Switching::default();
+            let failed = read::<Cause>(&steps, STEP_FAIL, StepPhase::Done)
+                .into_iter()
+                .map(|(component, Cause { text, gate })| {
+                    (component, PartFailure::Earlier { text, gate })
+                })
+                .collect();
+            let switching = Switching {
+                failed,
+                ..Switching::default()
+            };
             execution
                 .put_all_back(row, made(&steps), switching, BTreeMap::new())
                 .await
