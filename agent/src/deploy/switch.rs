@@ -351,7 +351,7 @@ async fn take_over(
         )
         .await?;
         if made.name != name {
-            rename(execution, &made.container, &name, deadline).await?;
+            take_name(execution, key, &made.container, deadline).await?;
         }
         // Also where the plan saw it down: its restart policy may have started it since.
         if before.running {
@@ -360,9 +360,31 @@ async fn take_over(
         }
         stop(execution, action, &before.container, deadline).await?;
     } else if made.name != name {
-        rename(execution, &made.container, &name, deadline).await?;
+        take_name(execution, key, &made.container, deadline).await?;
     }
     Ok(since)
+}
+
+/// Gives a container its component's name. What bears the name and is registered nowhere, as after a
+/// deployment that could not be put back, makes room where the agent made it for this component.
+async fn take_name(
+    execution: &Execution,
+    key: &ComponentKey,
+    container: &ContainerId,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    let name = key.container_name();
+    let Err(failure) = rename(execution, container, &name, deadline).await else {
+        return Ok(());
+    };
+    let runtime = &execution.context.runtime;
+    match runtime.inspect(&name).await {
+        Ok(Some(live)) if live.id != *container && execution.is_debris(key, &live) => {
+            execution.remove_container(&key.component, &live.id).await;
+            rename(execution, container, &name, deadline).await
+        }
+        _ => Err(failure),
+    }
 }
 
 /// Renames a container; one that has the name already is done.
