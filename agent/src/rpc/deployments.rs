@@ -1,47 +1,37 @@
 //! `mcp.v1.Deployments`: what changes containers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::pin::Pin;
 use std::sync::Arc;
 
-use futures_util::Stream;
 use mcp_proto::convert;
 use mcp_proto::v1;
-use mcp_spec::diff::diff;
-use mcp_spec::image::Digest;
-use mcp_spec::name::{ComponentKey, Target};
-use mcp_spec::plan::{Options, Plan, ServicePlan};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use mcp_spec::name::Target;
+use mcp_spec::plan::{Options, ServicePlan};
 use tonic::{Code, Request, Response, Status};
+
+mod follow;
+mod request;
+mod settled;
+mod why;
+
+use follow::{Updates, follow};
+use request::{
+    RequestKey, check_again, check_consent, check_plan_id, no_targets, plan_failure,
+    require_services, revision_of, submit_failure, targets_of,
+};
+use settled::{blocked_deployment, unchanged_deployment};
 
 use super::authenticate::caller;
 use super::components::{View, deployment};
 use super::status::{self, Failure};
 use crate::Agent;
 use crate::auth::{Identity, Role};
-use crate::deploy::{
-    Cancelled, Ended, Feed, Order, Replan, Replanned, Step, Submission, SubmitError, Taken,
-};
-use crate::desired::DesiredError;
+use crate::deploy::{Cancelled, Ended, Order, Replan, Replanned, Submission, SubmitError, Taken};
 use crate::planning::{Lifecycle, PlanError, Planned, Wish};
-use crate::registry::{
-    DeployedRow, HoldRow, Lookup, Outcome, RevisionFilter, RevisionRow, Trigger,
-};
-
-/// Steps that wait for a slow client before the oldest are dropped from its view.
-const UPDATES: usize = 256;
-
-/// Longest request id.
-const MAX_REQUEST_ID: usize = 64;
-
-/// Deployments that are looked at for the last one that did something.
-const LAST: u32 = 20;
+use crate::registry::{DeployedRow, HoldRow, Lookup, Trigger};
 
 /// Deployments in a history where the client does not say.
 const HISTORY: u32 = 20;
-
-type Updates = Pin<Box<dyn Stream<Item = Result<v1::DeployUpdate, Status>> + Send>>;
 
 /// The service.
 #[derive(Debug)]
@@ -232,31 +222,6 @@ impl Deployments {
     }
 }
 
-/// Identifies a request.
-struct RequestKey {
-    id: String,
-    digest: Digest,
-}
-
-impl RequestKey {
-    fn of<M: prost::Message>(id: &str, trigger: Trigger, message: &M) -> Result<Self, Status> {
-        if id.len() > MAX_REQUEST_ID || id.chars().any(char::is_control) {
-            return Err(Failure::new(
-                Code::InvalidArgument,
-                "request-id",
-                format!("a request id has at most {MAX_REQUEST_ID} printable characters"),
-            )
-            .into());
-        }
-        let mut bytes = trigger.as_str().as_bytes().to_vec();
-        bytes.extend(message.encode_to_vec());
-        Ok(Self {
-            id: id.to_owned(),
-            digest: Digest::of(&bytes),
-        })
-    }
-}
-
 fn order(identity: &Identity, trigger: Trigger, purpose: Option<mcp_spec::plan::Purpose>) -> Order {
     Order {
         actor: identity.subject.clone(),
@@ -273,271 +238,6 @@ fn part(planned: Result<Planned, PlanError>) -> Result<Replanned, String> {
         .map_err(|error| crate::error_chain(&error))?
         .into_part()
         .ok_or_else(|| "nothing is left to do".to_owned())
-}
-
-/// What an operator has agreed to, held against a plan that was made anew after a wait.
-fn check_again(
-    first: &ServicePlan,
-    again: &Replanned,
-    by_id: bool,
-    yes: bool,
-) -> Result<(), String> {
-    let removes = |plan: &ServicePlan, component: &mcp_spec::name::ComponentName| {
-        plan.actions.iter().any(|action| {
-            action.component == *component && action.kind == mcp_spec::plan::ActionKind::Remove
-        })
-    };
-    if by_id && !first.does_the_same(&again.plan) {
-        return Err("the plan is stale: another deployment came first".to_owned());
-    }
-    let unasked = again.plan.actions.iter().find(|action| {
-        removes(&again.plan, &action.component) && !removes(first, &action.component)
-    });
-    match unasked {
-        Some(action) if !yes => Err(format!(
-            "this would now remove {}/{}, which was not asked for",
-            again.plan.service, action.component
-        )),
-        _ => Ok(()),
-    }
-}
-
-fn targets_of(messages: &[v1::Target]) -> Result<Vec<Target>, Status> {
-    convert::targets(messages).map_err(|error| {
-        Failure::of(Code::InvalidArgument, "target", &error)
-            .hint("write SERVICE or SERVICE/COMPONENT")
-            .into()
-    })
-}
-
-fn no_targets() -> Status {
-    Failure::new(Code::InvalidArgument, "target", "no target was named")
-        .hint("name a service, or add --all")
-        .into()
-}
-
-/// A token that is narrowed to services covers just those.
-fn require_services(identity: &Identity, targets: Option<&[Target]>) -> Result<(), Status> {
-    match targets {
-        None => identity.require_all_services()?,
-        Some(targets) => {
-            for target in targets {
-                identity.require_service(&target.service)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn plan_failure(error: &PlanError) -> Status {
-    let (code, reason) = match error {
-        PlanError::NoRevision => (Code::FailedPrecondition, "no-revision"),
-        PlanError::Revision(_) => (Code::NotFound, "unknown-revision"),
-        PlanError::Desired(DesiredError::Definitions { .. }) => {
-            (Code::InvalidArgument, "definitions")
-        }
-        PlanError::Desired(_) | PlanError::Registry(_) => (Code::Internal, "registry"),
-        PlanError::Image { .. } => (Code::Unavailable, "image"),
-    };
-    Failure::of(code, reason, error).hint(error.hint()).into()
-}
-
-fn submit_failure(error: &SubmitError) -> Status {
-    let (code, reason, hint) = match error {
-        SubmitError::QueueFull { .. } => (
-            Code::ResourceExhausted,
-            "queue-full",
-            "wait until some have ended: mcp history",
-        ),
-        SubmitError::RequestReused { .. } => (
-            Code::AlreadyExists,
-            "request-reused",
-            "use another request id",
-        ),
-        SubmitError::Registry(_) => (
-            Code::Internal,
-            "registry",
-            "look at the node's disk: mcp node info",
-        ),
-        SubmitError::Stopping => (
-            Code::Unavailable,
-            "stopping",
-            "try again when the agent is back",
-        ),
-    };
-    Failure::of(code, reason, error).hint(hint).into()
-}
-
-fn settled(
-    agent: &Agent,
-    service: &ServicePlan,
-    trigger: Trigger,
-    outcome: &str,
-) -> v1::Deployment {
-    v1::Deployment {
-        node: agent.config.node.to_string(),
-        service: service.service.to_string(),
-        revision: service.revision.to_string(),
-        outcome: outcome.to_owned(),
-        trigger: trigger.as_str().to_owned(),
-        components: service
-            .actions
-            .iter()
-            .map(|action| v1::ComponentOutcome {
-                component: action.component.to_string(),
-                action: action.kind.as_str().to_owned(),
-                outcome: outcome.to_owned(),
-                from_revision: action
-                    .before
-                    .as_ref()
-                    .map(|before| before.revision.to_string())
-                    .unwrap_or_default(),
-                to_revision: action
-                    .after
-                    .as_ref()
-                    .map(|after| after.revision.to_string())
-                    .unwrap_or_default(),
-                ..v1::ComponentOutcome::default()
-            })
-            .collect(),
-        ..v1::Deployment::default()
-    }
-}
-
-fn unchanged_deployment(agent: &Agent, service: &ServicePlan, trigger: Trigger) -> v1::Deployment {
-    settled(agent, service, trigger, "unchanged")
-}
-
-fn blocked_deployment(agent: &Agent, service: &ServicePlan, trigger: Trigger) -> v1::Deployment {
-    let mut deployment = settled(agent, service, trigger, "aborted");
-    let reasons: Vec<String> = service
-        .blocked
-        .iter()
-        .map(|blocked| match &blocked.component {
-            Some(component) => {
-                format!(
-                    "{}/{component}: {}",
-                    blocked.service, blocked.obstacle.reason
-                )
-            }
-            None => blocked.obstacle.reason.clone(),
-        })
-        .collect();
-    deployment.error = format!("blocked: {}", reasons.join("; "));
-    for component in &mut deployment.components {
-        let reason = service.blocked.iter().find(|blocked| {
-            blocked
-                .component
-                .as_ref()
-                .is_some_and(|name| name.as_str() == component.component)
-        });
-        if let Some(blocked) = reason {
-            component.error.clone_from(&blocked.obstacle.reason);
-        }
-    }
-    deployment
-}
-
-fn progress(step: &Step) -> v1::DeployUpdate {
-    v1::DeployUpdate {
-        update: Some(v1::deploy_update::Update::Progress(v1::Progress {
-            deployment_id: step.deployment.to_string(),
-            service: step.service.to_string(),
-            component: step
-                .component
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            step: step.step.to_owned(),
-            detail: step.detail.clone(),
-            current: step.current,
-            total: step.total,
-            elapsed_ms: step.elapsed_ms,
-        })),
-    }
-}
-
-/// Streams the plan, the steps of all deployments, and their results. A client that goes away ends
-/// the stream and nothing else.
-fn follow(
-    agent: &Arc<Agent>,
-    plan: Option<v1::Plan>,
-    parts: Vec<Taken>,
-    settled: Vec<v1::Deployment>,
-) -> Updates {
-    let (updates, stream) = mpsc::channel(UPDATES);
-    let node = agent.config.node.clone();
-    let shutdown = agent.shutdown.clone();
-    let following = async move {
-        if let Some(plan) = plan {
-            let first = v1::DeployUpdate {
-                update: Some(v1::deploy_update::Update::Plan(plan)),
-            };
-            if updates.send(Ok(first)).await.is_err() {
-                return;
-            }
-        }
-        let ends = futures_util::future::join_all(parts.into_iter().map(|part| {
-            let updates = updates.clone();
-            async move {
-                match part {
-                    Taken::Ended(ended) => Some(ended),
-                    Taken::Feed(feed) => relay(&feed, &updates).await,
-                }
-            }
-        }))
-        .await;
-        let mut deployments = settled;
-        deployments.extend(
-            ends.into_iter()
-                .flatten()
-                .map(|ended| deployment(&node, &ended.row, &ended.components)),
-        );
-        deployments.sort_by(|a, b| a.service.cmp(&b.service));
-        let last = v1::DeployUpdate {
-            update: Some(v1::deploy_update::Update::Result(v1::DeployResult {
-                deployments,
-            })),
-        };
-        // A client that is gone has no use for the result; the registry keeps it.
-        drop(updates.send(Ok(last)).await);
-    };
-    agent.work.spawn(async move {
-        tokio::select! {
-            // The agent's end cuts followers off; the deployment goes on by its journal.
-            () = shutdown.cancelled() => {}
-            () = following => {}
-        }
-    });
-    Box::pin(ReceiverStream::new(stream))
-}
-
-/// Relays the steps of one deployment until its end.
-async fn relay(
-    feed: &Feed,
-    updates: &mpsc::Sender<Result<v1::DeployUpdate, Status>>,
-) -> Option<Arc<Ended>> {
-    let (kept, mut steps) = feed.follow();
-    let ended = feed.ended();
-    tokio::pin!(ended);
-    for step in &kept {
-        updates.send(Ok(progress(step))).await.ok()?;
-    }
-    loop {
-        tokio::select! {
-            biased;
-            // Both arms only receive, and may be cancelled.
-            step = steps.recv() => match step {
-                Ok(step) => updates.send(Ok(progress(&step))).await.ok()?,
-                // A slow client loses steps; the end comes by its own way.
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
-                Err(tokio::sync::broadcast::error::RecvError::Closed) => {
-                    return ended.await;
-                }
-            },
-            end = &mut ended => return end,
-        }
-    }
 }
 
 #[tonic::async_trait]
@@ -1066,191 +766,4 @@ impl Deployments {
             .map_err(|error| status::registry(&error))?;
         Ok(view.components(targets, None))
     }
-
-    /// The revision that gave a component the spec that it runs: its own may be a later one that
-    /// left the spec as it was.
-    async fn spec_revision(&self, row: &DeployedRow) -> Result<Option<RevisionRow>, Status> {
-        let failed = |error| status::registry(&error);
-        let registry = &self.agent.registry;
-        let Some(at) = registry.revision(row.revision).await.map_err(failed)? else {
-            return Ok(None);
-        };
-        let changing = registry
-            .revisions(RevisionFilter {
-                service: Some(row.key.service.clone()),
-                component: Some(row.key.component.clone()),
-                limit: 1000,
-            })
-            .await
-            .map_err(failed)?;
-        Ok(changing
-            .into_iter()
-            .find(|revision| revision.seq <= at.seq)
-            .or(Some(at)))
-    }
-
-    /// Why one component runs what it runs.
-    async fn explain(&self, view: &View, component: v1::Component) -> Result<v1::Why, Status> {
-        let registry = &self.agent.registry;
-        let node = &self.agent.config.node;
-        let row = view.rows.iter().find(|row| {
-            row.key.service.as_str() == component.service
-                && row.key.component.as_str() == component.component
-        });
-        let Some(row) = row else {
-            return Ok(v1::Why {
-                wanted_revision: component.head_revision.clone(),
-                wanted_reason: "never deployed here: mcp deploy brings it up".to_owned(),
-                component: Some(component),
-                ..v1::Why::default()
-            });
-        };
-        let failed = |error| status::registry(&error);
-        let made = registry
-            .deployment(row.deployment.to_string())
-            .await
-            .map_err(failed)?
-            .one();
-        let target = Target {
-            node: None,
-            service: row.key.service.clone(),
-            component: Some(row.key.component.clone()),
-        };
-        let last = registry
-            .history(Some(target), LAST)
-            .await
-            .map_err(failed)?
-            .into_iter()
-            .find(|last| last.outcome != Some(Outcome::Unchanged));
-        let mut records = registry
-            .records(made.iter().chain(&last).map(|row| row.id.clone()).collect())
-            .await
-            .map_err(failed)?;
-        let mut described = |deployment_row: &crate::registry::DeploymentRow| {
-            let records = records.remove(&deployment_row.id).unwrap_or_default();
-            deployment(node, deployment_row, &records)
-        };
-        let revision = self.spec_revision(row).await?;
-        let made = made.as_ref().map(&mut described);
-        let last = last
-            .as_ref()
-            .filter(|last| {
-                made.as_ref()
-                    .is_none_or(|made| made.deployment_id != last.id.as_str())
-            })
-            .map(&mut described);
-        let changed = made
-            .as_ref()
-            .and_then(|made| {
-                made.components
-                    .iter()
-                    .find(|part| part.component == component.component)
-            })
-            .map(|part| part.changes.clone())
-            .unwrap_or_default();
-        let wanted = view
-            .wanted
-            .as_ref()
-            .and_then(|set| set.services.get(&row.key.service))
-            .and_then(|service| service.components.get(&row.key.component));
-        let wanted_reason = why_not(row, wanted.is_some(), &component);
-        let spec_commit = revision
-            .as_ref()
-            .map_or(row.revision, |revision| revision.commit);
-        Ok(v1::Why {
-            spec_revision: spec_commit.to_string(),
-            deployment: made,
-            last,
-            subject: revision
-                .as_ref()
-                .map(|revision| revision.subject.clone())
-                .unwrap_or_default(),
-            signer: revision
-                .as_ref()
-                .map(|revision| revision.signer.clone())
-                .unwrap_or_default(),
-            authored_at: revision
-                .map(|revision| revision.authored_at.to_string())
-                .unwrap_or_default(),
-            changed,
-            wanted: wanted
-                .map(|wanted| diff(&row.spec, wanted))
-                .unwrap_or_default()
-                .iter()
-                .map(convert::field_change)
-                .collect(),
-            wanted_revision: component.head_revision.clone(),
-            wanted_reason,
-            component: Some(component),
-        })
-    }
-}
-
-/// Why what the head wants does not run.
-fn why_not(row: &DeployedRow, wanted: bool, component: &v1::Component) -> String {
-    if let Some(stop) = &row.stopped_by {
-        return format!("stopped by {}", stop.by);
-    }
-    if let Some(hold) = &row.hold {
-        return format!("held at {} by {}", hold.revision.short(), hold.by);
-    }
-    if !wanted {
-        return "orphaned: the head no longer defines it".to_owned();
-    }
-    if component.quarantined {
-        return "quarantined here: it failed its gate".to_owned();
-    }
-    if component.behind > 0 {
-        return "pending: not deployed yet".to_owned();
-    }
-    String::new()
-}
-
-fn revision_of(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
-}
-
-fn check_plan_id(plan: &Plan, wanted: &str) -> Result<(), Status> {
-    let id = plan.id().hex();
-    if wanted.is_empty() || (wanted.len() >= 7 && id.starts_with(wanted)) {
-        return Ok(());
-    }
-    Err(Failure::new(
-        Code::Aborted,
-        "stale-plan",
-        format!(
-            "plan {} is stale: planning again gives {}",
-            wanted.chars().take(7).collect::<String>(),
-            &id[..7]
-        ),
-    )
-    .hint("look at what it would do now: mcp plan")
-    .into())
-}
-
-fn check_consent(plan: &Plan, yes: bool) -> Result<(), Status> {
-    let removed: Vec<String> = plan
-        .services()
-        .iter()
-        .filter(|service| service.removes() && service.blocked.is_empty())
-        .flat_map(|service| {
-            service
-                .actions
-                .iter()
-                .filter(|action| action.kind == mcp_spec::plan::ActionKind::Remove)
-                .map(|action| {
-                    ComponentKey::new(service.service.clone(), action.component.clone()).to_string()
-                })
-        })
-        .collect();
-    if yes || removed.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::new(
-        Code::FailedPrecondition,
-        "consent",
-        format!("this would remove {}", removed.join(", ")),
-    )
-    .hint("add --yes to consent")
-    .into())
 }

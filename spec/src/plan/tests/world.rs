@@ -379,7 +379,7 @@ fn happens(world: &mut World, name: &str, die: [u8; 8]) {
             },
         ),
         2 => drop(world.observed.insert(key(name), Observed::Absent)),
-        3 if die[2] % 2 == 0 => world.cannot_see(name),
+        3 if die[2].is_multiple_of(2) => world.cannot_see(name),
         4 => {
             if let Some(Observed::Present(live)) = world.observed.get_mut(&key(name)) {
                 live.fields.insert("memory".to_owned(), "1 GiB".to_owned());
@@ -387,10 +387,10 @@ fn happens(world: &mut World, name: &str, die: [u8; 8]) {
         }
         _ => {}
     }
-    if die[3] % 6 == 0 {
+    if die[3].is_multiple_of(6) {
         world.of(name).stopped_by = Some("kyle".to_owned());
     }
-    if die[4] % 6 == 0 {
+    if die[4].is_multiple_of(6) {
         world.of(name).held_at = Some(revision("9"));
     }
     match die[5] % 10 {
