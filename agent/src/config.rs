@@ -1,6 +1,6 @@
 //! `agent.toml`: reading it, its defaults, and what is refused with the line and the mend.
 //!
-//! [`Config`] is the checked form that the rest of the agent sees; [`file`] is the shape of the text.
+//! [`Config`] is the checked form that the rest of the agent sees; [`mod@file`] is the shape of the text.
 //! Relative paths count from the folder of the file.
 
 use std::collections::BTreeMap;

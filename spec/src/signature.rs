@@ -2,7 +2,7 @@
 //!
 //! Three sets of keys are kept apart. [`OwnerKeys`] and [`DeniedKeys`] come out of band, from the
 //! agent's own configuration. [`AllowedSigners`] comes in band, from `.mcp/allowed_signers` of a
-//! commit's parents, in the format that OpenSSH and git read. [`authorise`] says whether a key may
+//! commit's parents, in the format that OpenSSH and git read. [`authorise()`] says whether a key may
 //! make a change. No date decides anything here.
 
 use ed25519_dalek::{Signature as Ed25519Signature, VerifyingKey};

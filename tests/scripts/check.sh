@@ -6,7 +6,7 @@ step() { echo "==> $*" >&2; "$@"; }
 
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked -- --deny warnings
-RUSTDOCFLAGS="--deny warnings" step cargo doc --workspace --no-deps --locked --quiet
+RUSTDOCFLAGS="--deny warnings --allow rustdoc::private_intra_doc_links" step cargo doc --workspace --no-deps --document-private-items --locked --quiet
 if ! cargo deny --version > /dev/null 2>&1; then
     # Built once, into cargo's own bin directory.
     step cargo install --quiet --locked cargo-deny

@@ -23,8 +23,12 @@ pub(super) struct Args {
     /// The image of its component
     #[arg(long, value_name = "IMAGE")]
     image: Option<ImageRef>,
-    /// A published port: [IP:]HOST:CONTAINER[/tcp|udp]
-    #[arg(long, value_name = "PORT")]
+    /// A published port.
+    #[arg(
+        help = "A published port: [IP:]HOST:CONTAINER[/tcp|udp]",
+        long,
+        value_name = "PORT"
+    )]
     port: Vec<String>,
 }
 
