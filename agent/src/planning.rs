@@ -15,8 +15,8 @@ use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ComponentName, NodeName, ServiceName, Target};
 use mcp_spec::observed::{ContainerId, ImageId, Observed, label};
 use mcp_spec::plan::{
-    Deployed, LifecycleInput, Obstacle, Options, Plan, PlanInput, Purpose, ServiceSettings, Wanted,
-    WantedService, plan, plan_purge, plan_restart, plan_start, plan_stop,
+    Deployed, LifecycleInput, Obstacle, Options, Plan, PlanInput, Purpose, ServicePlan,
+    ServiceSettings, Wanted, WantedService, plan, plan_purge, plan_restart, plan_start, plan_stop,
 };
 use mcp_spec::policy::Policy;
 use mcp_spec::revision::CommitId;
@@ -200,6 +200,18 @@ impl Planner {
     ///
     /// [`PlanError`].
     pub async fn deploy(&self, wish: &Wish) -> Result<Planned, PlanError> {
+        let planned = self.deploy_as_seen(wish).await?;
+        let blocked = |service: &ServicePlan| !service.blocked.is_empty();
+        // The snapshot follows the engine's events by a moment: what blocks is looked at once more
+        // before it is said, since an operator may just have cleared it away.
+        if planned.plan.services().iter().any(blocked) && self.watch.fresh().await.is_ok() {
+            return self.deploy_as_seen(wish).await;
+        }
+        Ok(planned)
+    }
+
+    /// Plans a deploy on what the snapshot shows.
+    async fn deploy_as_seen(&self, wish: &Wish) -> Result<Planned, PlanError> {
         let head = self.revision(None)?;
         let revision = self.revision(wish.revision.as_deref())?;
         let purpose = if wish.auto {

@@ -157,6 +157,9 @@ start_holder() {
         mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && mount --make-shared /run/netns
         # And the state of its name server, whose process another engine would take for its own.
         mkdir -p /run/containers && mount -t tmpfs tmpfs /run/containers
+        # Nothing outside can be reached from here. A name server that never answers would hold up the one
+        # of the containers (aardvark-dns asks it for each name it does not know, one query after the other).
+        if [ -e /etc/resolv.conf ]; then mount --bind "$1/conf/resolv.conf" "$(readlink -f /etc/resolv.conf)"; fi
         if [ "$2" = podman-rootless ]; then
             # Open to everyone, without changing the device node of the machine.
             mkdir -p "$1/dev"
@@ -272,6 +275,7 @@ cmd_start() {
         chown -R "$user:" "$dir/conf" "$dir/root" "$dir/run" "$dir/networks" "$dir/home" "$dir/tmp"
     fi
     echo "$lane" > "$dir/lane"
+    echo "nameserver 127.0.0.1" > "$dir/conf/resolv.conf"
     trap 'cmd_stop "$dir" >&2 || true' EXIT
     start_holder
     start_service

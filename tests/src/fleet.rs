@@ -622,6 +622,7 @@ impl Fleet {
             .env_clear()
             .env("PATH", path_variable())
             .env("HOME", home)
+            .env("USER", "alice")
             .env("LANG", "C.UTF-8")
             .env("XDG_CONFIG_HOME", home.join(".config"))
             .env("XDG_STATE_HOME", home.join(".local/state"))
