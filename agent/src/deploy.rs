@@ -329,7 +329,9 @@ impl DeployerTask {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), DeployerDied> {
         loop {
             tokio::select! {
-                // All three arms may be cancelled: each only receives.
+                // All three arms may be cancelled: each only receives. Ends come first, so that a
+                // lane is free as soon as it can be.
+                biased;
                 () = stop.cancelled() => break,
                 Some(ended) = self.running.join_next() => {
                     let (service, _) = ended.map_err(|error| DeployerDied { cause: error.to_string() })?;
@@ -355,6 +357,7 @@ impl DeployerTask {
         tokio::pin!(grace);
         loop {
             tokio::select! {
+                biased;
                 () = &mut grace => break,
                 ended = self.running.join_next() => if ended.is_none() { break },
             }
@@ -393,7 +396,7 @@ impl DeployerTask {
         };
         let free = lane.running.is_none();
         let row = DeploymentRow {
-            id: DeploymentId::from_bits(rand::random()),
+            id: DeploymentId::from_bits(self.context.random.bits()),
             service: service.clone(),
             component: submission.component.clone(),
             request_id: submission.request_id.clone(),

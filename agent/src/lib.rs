@@ -15,10 +15,10 @@ use mcp_spec::revision::CommitId;
 use mcp_spec::signature::{DeniedKeys, KeysError, OwnerKeys};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub mod assemble;
 pub mod auth;
 pub mod blocking;
 pub mod check;
@@ -31,6 +31,7 @@ pub mod intake;
 pub mod lock;
 pub mod node;
 pub mod planning;
+pub mod random;
 pub mod reconcile;
 pub mod registry;
 pub mod retention;
@@ -44,17 +45,18 @@ pub mod tls;
 pub mod watch;
 
 use arc_swap::ArcSwapOption;
+use assemble::{Parts, assemble};
 use auth::issuer::{Issuer, IssuerKeyError};
 use auth::issuers::Issuers;
 use auth::token::{JwkError, TrustedIssuer, Verifier, read_jwks};
 use clock::{Clock, SystemClock};
 use config::{AuthConfig, Config};
-use deploy::stage::Staging;
-use deploy::{Context, Deployer, DeployerDied};
+use deploy::{Deployer, DeployerDied};
 use desired::Desired;
 use intake::Origin;
 use lock::{DataDirLock, LockError};
 use planning::Planner;
+use random::Random;
 use registry::{Registry, RegistryError, RevisionSource};
 use revisions::{Accepted, RevisionStore, TrustRoots};
 use runtime::docker::{DockerRuntime, EngineSocket};
@@ -402,66 +404,17 @@ pub async fn run(
     let address = listener
         .local_addr()
         .map_err(|source| RunError::Listen { listen, source })?;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let desired = Arc::new(Desired::new(config.node.clone(), revisions.clone()));
-    let origin = Origin {
-        source: RevisionSource::Rebuild,
-        by: "agent".to_owned(),
-        at: clock.now(),
-    };
-    intake::take_in(&registry, &revisions, &desired, origin).await?;
     let socket: EngineSocket = config.runtime.socket_url().parse()?;
-    let runtime: Arc<dyn Runtime> = Arc::new(DockerRuntime::new(socket));
-    let engine = Arc::new(ArcSwapOption::empty());
-    let watch = Watch::new(runtime.clone(), clock.clone());
-    let busy = Busy::default();
-    let context = Arc::new(Context {
-        node: config.node.clone(),
-        runtime: runtime.clone(),
-        engine: engine.clone(),
-        registry: registry.clone(),
-        revisions: revisions.clone(),
-        clock: clock.clone(),
-        staging: Staging::new(&config.data_dir),
-        services_dir: config.services_dir.clone(),
-        slots: tokio::sync::Semaphore::new(config.runtime.concurrency),
-        sightings: watch.sightings(),
-    });
-    let (deployer, mut deploying) = deploy::deployer(context, busy.clone());
-    deploying.recover().await?;
-    let planner = Arc::new(Planner {
-        node: config.node.clone(),
-        registry: registry.clone(),
-        revisions: revisions.clone(),
-        desired: desired.clone(),
-        watch: watch.clone(),
-        runtime: runtime.clone(),
-        policy: config.policy.clone(),
-        data_dir: config.data_dir.clone(),
-        services_dir: config.services_dir.clone(),
-        max_age: config.watch.resync.as_duration() * 2,
-    });
-    let agent = Arc::new(Agent {
-        started_at: clock.now(),
+    let parts = Parts {
+        config,
         verifier,
         revisions,
-        desired,
         registry,
-        runtime,
-        engine,
-        watch,
-        planner,
-        deployer,
-        busy: busy.clone(),
-        heads: tokio::sync::watch::Sender::new(None),
-        clock,
-        source: Source::default(),
-        work: TaskTracker::new(),
-        shutdown: shutdown.clone(),
-        config,
-    });
-
-    let mut tasks = Tasks::new(shutdown);
+        runtime: Arc::new(DockerRuntime::new(socket)),
+        clock: Arc::new(SystemClock),
+        random: Random::system(),
+    };
+    let (agent, mut tasks) = assemble(parts, shutdown).await?;
     let (accepting, incoming) = tls::accept(
         listener,
         Arc::new(tls::server_config(certificate)),
@@ -475,15 +428,6 @@ pub async fn run(
         "serve",
         serve(Arc::clone(&agent), incoming, tasks.shutdown.child_token()),
     );
-    let registry = agent.registry.clone();
-    let stop = tasks.shutdown.child_token();
-    tasks.spawn("registry", async move {
-        tokio::select! {
-            // Waiting for a failure is nothing that could be lost.
-            () = stop.cancelled() => Ok(()),
-            failed = registry.failed() => Err(failed.into()),
-        }
-    });
     if let Some(source) = agent.config.source.clone() {
         let poll = source::poll(Arc::clone(&agent), source, tasks.shutdown.child_token());
         tasks.spawn("source", async {
@@ -491,35 +435,6 @@ pub async fn run(
             Ok(())
         });
     }
-    let stop = tasks.shutdown.child_token();
-    tasks.spawn("deployer", async { Ok(deploying.run(stop).await?) });
-    let reviving = agent.deployer.clone();
-    let setup = watch::Setup {
-        watch: agent.watch.clone(),
-        busy,
-        registry: agent.registry.clone(),
-        facts: agent.engine.clone(),
-        reviver: Arc::new(move |revive| {
-            let deployer = reviving.clone();
-            Box::pin(async move { deployer.revive(revive).await })
-        }),
-        jitter: Arc::new(|| rand::random::<f64>() * 2.0 - 1.0),
-        config: agent.config.watch.clone(),
-    };
-    let stop = tasks.shutdown.child_token();
-    tasks.spawn("watch", async { Ok(watch::run(setup, stop).await?) });
-    let reconciling = reconcile::run(Arc::clone(&agent), tasks.shutdown.child_token());
-    tasks.spawn("reconcile", async {
-        reconciling.await;
-        Ok(())
-    });
-    let (registry, clock) = (agent.registry.clone(), agent.clock.clone());
-    let kept = agent.config.watch.event_retention.as_duration();
-    let stop = tasks.shutdown.child_token();
-    tasks.spawn("retention", async move {
-        retention::run(registry, clock.as_ref(), kept, stop).await;
-        Ok(())
-    });
     let engine = meet_engine(&agent).await;
     ready(address, &engine);
     let ended = tasks.finish().await;
@@ -554,68 +469,6 @@ async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     Ok(rpc::serve(agent, incoming, shutdown).await?)
-}
-
-/// The agent's tasks: the first that ends, or the cancellation, ends them all.
-struct Tasks {
-    set: JoinSet<(&'static str, Result<(), RunError>)>,
-    shutdown: CancellationToken,
-}
-
-impl Tasks {
-    fn new(shutdown: CancellationToken) -> Self {
-        Self {
-            set: JoinSet::new(),
-            shutdown,
-        }
-    }
-
-    fn spawn(
-        &mut self,
-        name: &'static str,
-        task: impl Future<Output = Result<(), RunError>> + Send + 'static,
-    ) {
-        self.set.spawn(async move { (name, task.await) });
-    }
-
-    async fn finish(mut self) -> Result<(), RunError> {
-        let first = tokio::select! {
-            // Nothing is lost by cancelling either: the set keeps what it has.
-            () = self.shutdown.cancelled() => None,
-            ended = self.set.join_next() => ended,
-        };
-        let mut result = Ok(());
-        let mut keep = |ended: Result<(&'static str, Result<(), RunError>), _>| match ended {
-            Ok((task, Ok(()))) => tracing::debug!(task, "ended"),
-            Ok((task, Err(error))) => {
-                tracing::error!(task, error = %error_chain(&error), "failed");
-                if result.is_ok() {
-                    result = Err(error);
-                }
-            }
-            Err(source) => {
-                if result.is_ok() {
-                    result = Err(RunError::Task {
-                        task: "agent",
-                        source,
-                    });
-                }
-            }
-        };
-        if let Some(ended) = first {
-            keep(ended);
-        }
-        self.shutdown.cancel();
-        let rest = async {
-            while let Some(ended) = self.set.join_next().await {
-                keep(ended);
-            }
-        };
-        if tokio::time::timeout(GRACE, rest).await.is_err() {
-            tracing::warn!("calls were still running and are cut off");
-        }
-        result
-    }
 }
 
 /// An error with its causes, in one line for a log.

@@ -64,6 +64,7 @@ pub async fn run(agent: Arc<Agent>, stop: CancellationToken) {
     loop {
         tokio::select! {
             // All arms only wait: nothing is lost by cancelling one.
+            biased;
             () = stop.cancelled() => return,
             _ = resync.tick() => {}
             changed = heads.changed() => if changed.is_err() { return },
@@ -74,6 +75,7 @@ pub async fn run(agent: Arc<Agent>, stop: CancellationToken) {
             continue;
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = sleep_until(Instant::now() + SETTLE) => {}
         }
@@ -173,6 +175,7 @@ async fn reconcile(agent: &Agent, service: &ServiceName) -> Option<bool> {
     let ended = match agent.deployer.submit(submission).await {
         Ok(Taken::Feed(feed)) => tokio::select! {
             // A deployment that the agent's end cuts off never ends in this process.
+            biased;
             () = agent.shutdown.cancelled() => return None,
             ended = feed.ended() => ended?,
         },

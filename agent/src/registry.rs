@@ -167,6 +167,17 @@ impl Registry {
     {
         let shared = Arc::clone(&self.shared);
         let permit = self.shared.readers.permit().await?;
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(pace) = crate::testing::pace() {
+            let name = crate::testing::Work::Read(std::any::type_name::<F>());
+            pace.before(name).await?;
+            let result = shared
+                .readers
+                .read(|connection| work(connection, &shared.specs));
+            pace.after(name).await;
+            drop(permit);
+            return result;
+        }
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
             shared

@@ -31,6 +31,7 @@ pub async fn run(
     loop {
         tokio::select! {
             // Nothing is lost by cancelling a wait.
+            biased;
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }

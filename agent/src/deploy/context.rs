@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::stage::Staging;
 use crate::clock::Clock;
+use crate::random::Random;
 use crate::registry::Registry;
 use crate::revisions::RevisionStore;
 use crate::runtime::{EngineFacts, Runtime, RuntimeError};
@@ -38,6 +39,8 @@ pub struct Context {
     pub revisions: Arc<RevisionStore>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// Randomness, for ids.
+    pub random: Random,
     /// Staged files.
     pub staging: Staging,
     /// Where services keep their data: the agent makes `SERVICES_DIR/SERVICE` at a first deploy.

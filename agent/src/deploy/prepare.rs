@@ -78,6 +78,7 @@ pub(super) async fn prepare(
     }
     // A pull may take long, and dropping it half way leaves nothing behind.
     let images = tokio::select! {
+        biased;
         images = resolve_images(execution, &creating) => images?,
         () = execution.cancelled() => {
             return Err((creating[0].0.component.clone(), PartFailure::NotReached));

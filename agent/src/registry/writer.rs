@@ -89,10 +89,20 @@ where
     }
 }
 
-/// The way to the writing thread; the thread ends when this is dropped.
+/// How jobs reach the connection.
+#[derive(Debug)]
+enum Way {
+    /// Over the queue of the thread, which ends when this is dropped.
+    Thread(mpsc::Sender<Box<dyn Job>>),
+    /// At once: in a simulation, where no thread may run.
+    #[cfg(any(test, feature = "testing"))]
+    Inline(std::sync::Mutex<Committer>),
+}
+
+/// The way to the one connection that writes.
 #[derive(Debug)]
 pub(super) struct Writer {
-    jobs: mpsc::Sender<Box<dyn Job>>,
+    way: Way,
     newest_event: watch::Receiver<u64>,
     failure: watch::Receiver<Option<RegistryError>>,
     components_version: Arc<AtomicU64>,
@@ -101,23 +111,17 @@ pub(super) struct Writer {
 impl Writer {
     /// Starts the thread.
     pub(super) fn start(connection: Connection, newest_event: u64) -> std::io::Result<Self> {
-        let (jobs, queue) = mpsc::channel(QUEUE);
         let (event_tx, event_rx) = watch::channel(newest_event);
         let (failure_tx, failure_rx) = watch::channel(None);
         let components_version = Arc::new(AtomicU64::new(0));
-        let thread = WriterThread {
+        let committer = Committer {
             connection,
-            queue,
             newest_event: event_tx,
             failure: failure_tx,
             components_version: Arc::clone(&components_version),
         };
-        // Not joined: it ends with the queue, and what it acknowledged is on the disk already.
-        thread::Builder::new()
-            .name("registry".to_owned())
-            .spawn(move || thread.run())?;
         Ok(Self {
-            jobs,
+            way: Way::to(committer)?,
             newest_event: event_rx,
             failure: failure_rx,
             components_version,
@@ -136,10 +140,23 @@ impl Writer {
             result: None,
             reply,
         };
-        self.jobs
-            .send(Box::new(call))
-            .await
-            .map_err(|_| RegistryError::Closed)?;
+        match &self.way {
+            Way::Thread(jobs) => jobs
+                .send(Box::new(call))
+                .await
+                .map_err(|_| RegistryError::Closed)?,
+            #[cfg(any(test, feature = "testing"))]
+            Way::Inline(committer) => {
+                let pace = crate::testing::pace().ok_or(RegistryError::Closed)?;
+                let name = crate::testing::Work::Write(std::any::type_name::<F>());
+                pace.before(name).await?;
+                committer
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .take(vec![Box::new(call)]);
+                pace.after(name).await;
+            }
+        }
         answer.await.map_err(|_| RegistryError::Closed)?
     }
 
@@ -163,37 +180,59 @@ impl Writer {
     }
 }
 
-struct WriterThread {
+impl Way {
+    fn to(committer: Committer) -> std::io::Result<Self> {
+        #[cfg(any(test, feature = "testing"))]
+        if crate::testing::pace().is_some() {
+            return Ok(Self::Inline(std::sync::Mutex::new(committer)));
+        }
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        // Not joined: it ends with the queue, and what it acknowledged is on the disk already.
+        thread::Builder::new()
+            .name("registry".to_owned())
+            .spawn(move || work_off(queue, &committer))?;
+        Ok(Self::Thread(jobs))
+    }
+}
+
+/// Commits what is queued until the queue is closed.
+fn work_off(mut queue: mpsc::Receiver<Box<dyn Job>>, committer: &Committer) {
+    while let Some(first) = queue.blocking_recv() {
+        let mut group = vec![first];
+        while group.len() < GROUP
+            && let Ok(next) = queue.try_recv()
+        {
+            group.push(next);
+        }
+        committer.take(group);
+    }
+}
+
+/// The connection that writes, and those who are told of its commits.
+#[derive(Debug)]
+struct Committer {
     connection: Connection,
-    queue: mpsc::Receiver<Box<dyn Job>>,
     newest_event: watch::Sender<u64>,
     failure: watch::Sender<Option<RegistryError>>,
     components_version: Arc<AtomicU64>,
 }
 
-impl WriterThread {
-    fn run(mut self) {
-        while let Some(first) = self.queue.blocking_recv() {
-            let mut group = vec![first];
-            while group.len() < GROUP
-                && let Ok(next) = self.queue.try_recv()
-            {
-                group.push(next);
-            }
-            let committed = if self.failure.borrow().is_some() {
-                Err(RegistryError::WritesStopped)
-            } else {
-                self.commit(&mut group)
-            };
-            if let Err(error) = &committed
-                && error.stops_writes()
-            {
-                tracing::error!(%error, "the registry takes no more writes");
-                self.failure.send_replace(Some(error.clone()));
-            }
-            for job in group {
-                job.answer(committed.clone());
-            }
+impl Committer {
+    /// Commits a group and answers its callers.
+    fn take(&self, mut group: Vec<Box<dyn Job>>) {
+        let committed = if self.failure.borrow().is_some() {
+            Err(RegistryError::WritesStopped)
+        } else {
+            self.commit(&mut group)
+        };
+        if let Err(error) = &committed
+            && error.stops_writes()
+        {
+            tracing::error!(%error, "the registry takes no more writes");
+            self.failure.send_replace(Some(error.clone()));
+        }
+        for job in group {
+            job.answer(committed.clone());
         }
     }
 
