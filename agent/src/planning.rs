@@ -8,27 +8,32 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mcp_spec::component::{Pull, VolumeSource};
 use mcp_spec::definition::DesiredSet;
-use mcp_spec::diff::file_changes_only;
-use mcp_spec::image::Digest;
-use mcp_spec::name::{ComponentKey, ComponentName, NodeName, ServiceName, Target};
-use mcp_spec::observed::{ContainerId, ImageId, Observed, label};
+use mcp_spec::name::{ComponentKey, NodeName, ServiceName, Target};
+use mcp_spec::observed::ImageId;
 use mcp_spec::plan::{
-    Deployed, LifecycleInput, Obstacle, Options, Plan, PlanInput, Purpose, ServicePlan,
-    ServiceSettings, Wanted, WantedService, plan, plan_purge, plan_restart, plan_start, plan_stop,
+    LifecycleInput, Options, Plan, PlanInput, Purpose, ServicePlan, ServiceSettings, Wanted,
+    WantedService, plan, plan_purge, plan_restart, plan_start, plan_stop,
 };
 use mcp_spec::policy::Policy;
 use mcp_spec::revision::CommitId;
-use thiserror::Error;
+
+mod error;
+mod facts;
+mod wanted;
+
+pub use error::PlanError;
+pub use facts::deployed_of;
+
+use facts::Facts;
 
 use crate::blocking::blocking;
 use crate::deploy::Replanned;
 use crate::desired::{Desired, DesiredError};
-use crate::registry::{DeployedRow, HistoryRow, Registry, RegistryError, Trigger};
+use crate::registry::{HistoryRow, Registry, Trigger};
 use crate::revisions::{ResolveError, RevisionStore};
-use crate::runtime::{Runtime, RuntimeError};
-use crate::watch::{Snapshot, Watch};
+use crate::runtime::Runtime;
+use crate::watch::Watch;
 
 /// Makes the plans of this node.
 #[derive(Debug)]
@@ -119,63 +124,6 @@ impl Planned {
             .collect();
         Some(Replanned { plan, restores })
     }
-}
-
-/// Why no plan could be made.
-#[derive(Debug, Error)]
-pub enum PlanError {
-    /// The node has no revision yet.
-    #[error("this node has no revision yet")]
-    NoRevision,
-    /// The revision is not known here.
-    #[error(transparent)]
-    Revision(#[from] ResolveError),
-    /// Its definitions cannot be had.
-    #[error(transparent)]
-    Desired(#[from] DesiredError),
-    /// The registry failed.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-    /// A tag could not be resolved.
-    #[error("cannot resolve the image of {key}")]
-    Image {
-        /// The component.
-        key: ComponentKey,
-        /// What the engine said.
-        source: RuntimeError,
-    },
-}
-
-impl PlanError {
-    /// The mend.
-    #[must_use]
-    pub fn hint(&self) -> String {
-        match self {
-            Self::NoRevision => "push one with: mcp sync".to_owned(),
-            Self::Revision(_) => "see what the node holds: mcp revisions".to_owned(),
-            Self::Desired(DesiredError::Definitions { errors, .. }) => errors
-                .iter()
-                .take(3)
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join("; "),
-            Self::Desired(_) | Self::Registry(_) => {
-                "look at the agent's log and disk: mcp-agent check".to_owned()
-            }
-            Self::Image { .. } => {
-                "look whether the registry can be reached from the node".to_owned()
-            }
-        }
-    }
-}
-
-/// What is known of the node at one moment.
-struct Facts {
-    rows: Vec<DeployedRow>,
-    deployed: BTreeMap<ComponentKey, Deployed>,
-    settings: BTreeMap<ServiceName, ServiceSettings>,
-    observed: BTreeMap<ComponentKey, Observed>,
-    foreign: BTreeMap<String, ContainerId>,
 }
 
 impl Planner {
@@ -416,55 +364,6 @@ impl Planner {
         .await
     }
 
-    async fn facts(&self) -> Result<Facts, PlanError> {
-        let (rows, seen) = self.registry.deployed_and_observed().await?;
-        // An engine that does not answer gives unknowns, and no action follows from those.
-        let snapshot = match self.watch.usable(self.max_age).await {
-            Ok(snapshot) => snapshot,
-            Err(error) => {
-                tracing::debug!(%error, "planning without the engine");
-                self.watch.current()
-            }
-        };
-        let restarts: BTreeMap<&ComponentKey, u32> =
-            seen.iter().map(|row| (&row.key, row.restarts)).collect();
-        let mut deployed = BTreeMap::new();
-        let mut settings = BTreeMap::new();
-        let mut observed = BTreeMap::new();
-        for row in &rows {
-            settings.insert(row.key.service.clone(), row.settings);
-            observed.insert(row.key.clone(), snapshot.of_container(&row.container));
-            deployed.insert(
-                row.key.clone(),
-                deployed_of(row, restarts.get(&row.key).copied().unwrap_or(0)),
-            );
-        }
-        let foreign = self.foreign(&rows, &snapshot);
-        Ok(Facts {
-            rows,
-            deployed,
-            settings,
-            observed,
-            foreign,
-        })
-    }
-
-    /// The names that containers bear which are not this agent's.
-    fn foreign(&self, rows: &[DeployedRow], snapshot: &Snapshot) -> BTreeMap<String, ContainerId> {
-        let registered: BTreeSet<&ContainerId> = rows.iter().map(|row| &row.container).collect();
-        snapshot
-            .containers
-            .values()
-            .filter(|live| {
-                let ours = live.labels.get(label::NODE).map(String::as_str)
-                    == Some(self.node.as_str())
-                    && live.claimed_key().is_some();
-                !ours && !registered.contains(&live.id)
-            })
-            .map(|live| (live.name.clone(), live.id.clone()))
-            .collect()
-    }
-
     #[expect(
         clippy::too_many_arguments,
         reason = "each is another part of what a plan follows from, gathered here alone"
@@ -502,160 +401,5 @@ impl Planner {
             quarantined: &quarantined,
             policy_digest: self.policy_digest(),
         }))
-    }
-
-    fn policy_digest(&self) -> Digest {
-        let text = serde_json::to_vec(&self.policy)
-            .expect("a policy holds only strings, numbers and lists");
-        Digest::of(&text)
-    }
-
-    /// What the policy refuses, and what is missing on the node.
-    fn forbidden(
-        &self,
-        targets: Option<&[Target]>,
-        wanted: &BTreeMap<ServiceName, WantedService>,
-    ) -> BTreeMap<ComponentKey, Vec<Obstacle>> {
-        let data_dir = self.data_dir.display().to_string();
-        let mut forbidden = BTreeMap::new();
-        for (key, want) in chosen(targets, wanted) {
-            let mut obstacles: Vec<Obstacle> = self
-                .policy
-                .violations(&key, &want.spec, &data_dir)
-                .into_iter()
-                .map(|violation| Obstacle {
-                    reason: violation.message,
-                    hint: violation.hint,
-                })
-                .collect();
-            let own = self.services_dir.join(key.service.as_str());
-            for volume in want.spec.volumes.values() {
-                let VolumeSource::Bind(path) = &volume.source else {
-                    continue;
-                };
-                let path = PathBuf::from(path);
-                if obstacles.is_empty() && path != own && std::fs::symlink_metadata(&path).is_err()
-                {
-                    obstacles.push(Obstacle {
-                        reason: format!("bind source {} does not exist", path.display()),
-                        hint: "create it on the node, or use a named volume".to_owned(),
-                    });
-                }
-            }
-            if !obstacles.is_empty() {
-                forbidden.insert(key, obstacles);
-            }
-        }
-        forbidden
-    }
-
-    /// The images that were recorded for specs that are wanted again.
-    async fn recorded_images(
-        &self,
-        targets: Option<&[Target]>,
-        facts: &Facts,
-        wanted: &mut BTreeMap<ServiceName, WantedService>,
-    ) -> Result<(), RegistryError> {
-        let changed: Vec<ComponentKey> = chosen(targets, wanted)
-            .filter(|(key, want)| {
-                facts
-                    .deployed
-                    .get(key)
-                    .is_some_and(|deployed| deployed.spec != want.spec)
-            })
-            .map(|(key, _)| key)
-            .collect();
-        for key in changed {
-            let Some(want) = wanted
-                .get_mut(&key.service)
-                .and_then(|service| service.components.get_mut(&key.component))
-            else {
-                continue;
-            };
-            let recorded = self
-                .registry
-                .image_for_spec(key, want.spec.digest())
-                .await?;
-            want.image = recorded.map(|(image, _)| image);
-        }
-        for (name, service) in wanted.iter_mut() {
-            for (component, want) in &mut service.components {
-                let key = ComponentKey::new(name.clone(), component.clone());
-                if let Some(deployed) = facts.deployed.get(&key)
-                    && deployed.spec == want.spec
-                {
-                    want.image = Some(deployed.image.clone());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The images that the tags of `pull = "always"` stand for now, where the spec is unchanged but for
-    /// the bytes of files: any other change makes a new container, which resolves its tag itself.
-    async fn moved_images(
-        &self,
-        targets: Option<&[Target]>,
-        facts: &Facts,
-        wanted: &BTreeMap<ServiceName, WantedService>,
-    ) -> Result<BTreeMap<ComponentKey, ImageId>, PlanError> {
-        let mut moved = BTreeMap::new();
-        for (key, want) in chosen(targets, wanted) {
-            let unchanged = facts
-                .deployed
-                .get(&key)
-                .is_some_and(|deployed| file_changes_only(&deployed.spec, &want.spec).is_some());
-            if want.spec.pull == Pull::Always && unchanged && !want.spec.kind.is_job() {
-                let now = self
-                    .runtime
-                    .pull(&want.spec.image, &|_| {})
-                    .await
-                    .map_err(|source| PlanError::Image {
-                        key: key.clone(),
-                        source,
-                    })?;
-                moved.insert(key, now.id);
-            }
-        }
-        Ok(moved)
-    }
-}
-
-/// The wanted components that the targets cover.
-fn chosen<'a>(
-    targets: Option<&'a [Target]>,
-    wanted: &'a BTreeMap<ServiceName, WantedService>,
-) -> impl Iterator<Item = (ComponentKey, &'a Wanted)> {
-    wanted
-        .iter()
-        .flat_map(|(name, service)| {
-            service
-                .components
-                .iter()
-                .map(move |(component, want): (&ComponentName, _)| {
-                    (ComponentKey::new(name.clone(), component.clone()), want)
-                })
-        })
-        .filter(move |(key, _)| {
-            // A dependency may come along, so a named component brings its whole service.
-            targets.is_none_or(|targets| targets.iter().any(|t| t.service == key.service))
-        })
-}
-
-/// A registry's row as the planner takes it.
-#[must_use]
-pub fn deployed_of(row: &DeployedRow, restarts: u32) -> Deployed {
-    Deployed {
-        spec: row.spec.clone(),
-        spec_digest: row.spec_digest,
-        image: row.image_id.clone(),
-        revision: row.revision,
-        container: row.container.clone(),
-        generation: row.generation,
-        desired: row.desired,
-        stopped_by: row.stopped_by.as_ref().map(|stop| stop.by.clone()),
-        held_at: row.hold.as_ref().map(|hold| hold.revision),
-        baseline: row.baseline.clone(),
-        restarts,
     }
 }

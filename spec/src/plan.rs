@@ -7,25 +7,28 @@
 //! Who wins, in this order: an operator's stop, a hold, a quarantined spec, automatic reconciliation.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::component::{ComponentSpec, OnChange, OnFailure, Reconcile, ServiceSpec};
-use crate::diff::FieldChange;
+use crate::component::{ComponentSpec, OnFailure, Reconcile, ServiceSpec};
 use crate::duration::Span;
 use crate::image::Digest;
 use crate::name::{ComponentKey, ComponentName, NodeName, ServiceName, Target};
 use crate::observed::{ContainerId, DesiredState, ImageId, Observed};
 use crate::revision::CommitId;
 
+mod action;
 mod decide;
 mod lifecycle;
+mod reason;
+mod relations;
 #[cfg(test)]
 mod tests;
 
+pub use action::{Action, ActionKind, After, Before, HoldChange};
 pub use decide::plan;
 pub use lifecycle::{LifecycleInput, plan_purge, plan_restart, plan_start, plan_stop};
+pub use reason::Reason;
 
 /// A component as the agent deployed it and keeps it in its registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,208 +192,6 @@ pub struct Obstacle {
     pub reason: String,
     /// How to mend it.
     pub hint: String,
-}
-
-/// What is done to one component.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ActionKind {
-    /// Make and start a container where there is none.
-    Create,
-    /// Make a new container, stop the old one, start the new one.
-    Replace,
-    /// Stop and start the same container.
-    Restart,
-    /// Write changed files in place and signal the container.
-    Signal,
-    /// Start the container that is there.
-    Start,
-    /// Stop the container and keep it.
-    Stop,
-    /// Stop and remove the container.
-    Remove,
-    /// Nothing, but that the revision advances.
-    None,
-}
-
-impl ActionKind {
-    /// The word that users and scripts see.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Replace => "replace",
-            Self::Restart => "restart",
-            Self::Signal => "signal",
-            Self::Start => "start",
-            Self::Stop => "stop",
-            Self::Remove => "remove",
-            Self::None => "none",
-        }
-    }
-
-    /// Whether it makes a new container.
-    #[must_use]
-    pub const fn creates(self) -> bool {
-        matches!(self, Self::Create | Self::Replace)
-    }
-}
-
-impl fmt::Display for ActionKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// Why an action is taken, or why none is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "because", content = "of")]
-pub enum Reason {
-    /// It was never deployed.
-    New,
-    /// Fields of its spec changed.
-    Changed(Vec<String>),
-    /// Its tag stands for another image now.
-    ImageMoved,
-    /// Its container is gone.
-    ContainerMissing,
-    /// It does not run; the exit code where it is known.
-    NotRunning(Option<i32>),
-    /// It was stopped by this operator.
-    StoppedBy(String),
-    /// Its container is not what was made: the fields that differ.
-    Drifted(Vec<String>),
-    /// The operator asked for it.
-    Forced,
-    /// The operator asked for a start, a stop or a restart.
-    Asked,
-    /// The service is not active.
-    Inactive,
-    /// The revision no longer defines it.
-    NoLongerDefined,
-    /// It is held at a revision.
-    Held(CommitId),
-    /// It is what is wanted.
-    UpToDate,
-    /// A job that is not run here.
-    JobNotRun,
-    /// Its spec failed its gate before.
-    Quarantined,
-    /// It has ended, as its restart policy allows.
-    Finished,
-    /// The operator has to deploy it: it never ran here, or on another node before.
-    NotDeployed,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::New => f.write_str("new"),
-            Self::Changed(fields) => write!(f, "{} changed", list(fields)),
-            Self::ImageMoved => f.write_str("image moved"),
-            Self::ContainerMissing => f.write_str("container missing"),
-            Self::NotRunning(Some(code)) => write!(f, "not running (exit {code})"),
-            Self::NotRunning(None) => f.write_str("not running"),
-            Self::StoppedBy(who) => write!(f, "stopped by {who}"),
-            Self::Drifted(fields) => write!(f, "{} drifted", list(fields)),
-            Self::Forced => f.write_str("forced"),
-            Self::Asked => f.write_str("asked for"),
-            Self::Inactive => f.write_str("service is inactive"),
-            Self::NoLongerDefined => f.write_str("no longer defined"),
-            Self::Held(revision) => write!(f, "held at {}", revision.short()),
-            Self::UpToDate => f.write_str("up to date"),
-            Self::JobNotRun => f.write_str("job, not run here"),
-            Self::Quarantined => f.write_str("quarantined: this spec failed its gate here"),
-            Self::Finished => f.write_str("finished"),
-            Self::NotDeployed => f.write_str("not deployed yet"),
-        }
-    }
-}
-
-/// At most three names, then how many more.
-fn list(fields: &[String]) -> String {
-    match fields {
-        [a] => a.clone(),
-        [a, b] => format!("{a}, {b}"),
-        [a, b, c] => format!("{a}, {b}, {c}"),
-        [a, b, rest @ ..] => format!("{a}, {b} and {} more", rest.len()),
-        [] => "spec".to_owned(),
-    }
-}
-
-/// The container that an action starts from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Before {
-    /// Its spec.
-    pub spec_digest: Digest,
-    /// The commit that it was deployed at.
-    pub revision: CommitId,
-    /// The registered container.
-    pub container: ContainerId,
-    /// Its generation.
-    pub generation: u64,
-    /// Its image.
-    pub image: ImageId,
-    /// Whether the container is there.
-    pub present: bool,
-    /// Whether it ran when the plan was made.
-    pub running: bool,
-    /// How long its stop may take.
-    pub stop_timeout: Span,
-}
-
-/// What an action leads to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct After {
-    /// The spec.
-    pub spec: ComponentSpec,
-    /// Its digest.
-    pub spec_digest: Digest,
-    /// The commit that it comes from.
-    pub revision: CommitId,
-    /// The image to use, where one is recorded or known; else it is resolved while preparing.
-    pub image: Option<ImageId>,
-    /// Whether the component runs afterwards.
-    pub running: bool,
-}
-
-/// One component's part of a plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Action {
-    /// The component.
-    pub component: ComponentName,
-    /// What is done.
-    pub kind: ActionKind,
-    /// Why.
-    pub reason: Reason,
-    /// The fields that change, from what was deployed to what is wanted.
-    pub changes: Vec<FieldChange>,
-    /// What is there; `None` where the component was never deployed.
-    pub before: Option<Before>,
-    /// What will be there; `None` where it is removed or only stopped.
-    pub after: Option<After>,
-    /// Changed files and what they ask for, where `kind` is restart, signal or none.
-    pub files: Vec<(String, OnChange)>,
-    /// Whether an operator's stop ends with this action.
-    pub clears_stop: bool,
-    /// What becomes of the hold.
-    pub hold: HoldChange,
-    /// Whether the spec comes from uncommitted edits.
-    pub uncommitted: bool,
-    /// What the operator should know.
-    pub warnings: Vec<String>,
-}
-
-/// What an action does to a hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HoldChange {
-    /// It stays as it is.
-    Keep,
-    /// The component is held at the plan's revision.
-    Set,
-    /// The hold ends.
-    Release,
 }
 
 /// What would be done but may not.

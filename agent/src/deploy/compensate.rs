@@ -13,11 +13,15 @@ use mcp_spec::observed::ContainerId;
 use mcp_spec::plan::{Action, ActionKind};
 use tokio::time::Instant;
 
-use super::execute::Execution;
+use super::execution::Execution;
 use super::failure::PartFailure;
+use super::feed::Ended;
+use super::outcome;
 use super::prepare::{Made, generation_name};
-use super::switch::{rename, rename_away, send_signals, start, stop_container};
+use super::steps::{rename, rename_away, send_signals, start, stop_container};
+use super::switch::Outcome as Switching;
 use crate::blocking::blocking;
+use crate::registry::{DeploymentRow, DeploymentState, Outcome, StepPhase, Trigger};
 use crate::runtime::LogOptions;
 
 /// How long compensation waits for an engine that is away.
@@ -39,6 +43,138 @@ pub(super) enum PutBack {
     },
     /// There was nothing before; the new container is stopped and kept for its logs.
     Stopped,
+}
+
+impl Execution {
+    /// Puts back what was touched, in reverse.
+    pub(super) async fn compensate(
+        &self,
+        row: DeploymentRow,
+        made: BTreeMap<ComponentName, Made>,
+        switching: Switching,
+    ) -> Ended {
+        // A crash in the compensation does not forget what it is for.
+        let causes = switching
+            .failed
+            .iter()
+            .filter(|(_, failure)| !failure.is_consequence())
+            .map(|(component, failure)| {
+                let cause = super::recover::Cause {
+                    text: outcome::failure_chain(failure),
+                    gate: failure.is_gate(),
+                };
+                self.step(
+                    Some(component),
+                    super::recover::STEP_FAIL,
+                    StepPhase::Done,
+                    &cause,
+                )
+            })
+            .collect();
+        if let Err(error) = self
+            .context
+            .registry
+            .set_state(self.id.clone(), DeploymentState::Compensating, None, causes)
+            .await
+        {
+            tracing::error!(deployment = %self.id, %error, "cannot journal the compensation; going on with it");
+        }
+        let logs = self.kept_logs(&made, &switching).await;
+        self.put_all_back(row, made, switching, logs).await
+    }
+
+    /// The compensation itself, which a crash can cut off and recovery makes again.
+    pub(super) async fn put_all_back(
+        &self,
+        row: DeploymentRow,
+        made: BTreeMap<ComponentName, Made>,
+        switching: Switching,
+        logs: BTreeMap<ComponentName, Vec<String>>,
+    ) -> Ended {
+        let mut put = BTreeMap::new();
+        let mut stuck = BTreeMap::new();
+        for component in self.touched().into_iter().rev() {
+            let Some(action) = self.action(&component) else {
+                continue;
+            };
+            let mut result = put_back(self, action, made.get(&component)).await;
+            // Giving up while the engine is away would leave nothing running.
+            let mut more_tries = 2_u32;
+            while let Err(PartFailure::Engine { source, .. }) = &result
+                && source.is_away()
+            {
+                if !self.context.engine_was_away().await {
+                    if more_tries == 0 {
+                        break;
+                    }
+                    more_tries -= 1;
+                }
+                result = put_back(self, action, made.get(&component)).await;
+            }
+            match result {
+                Ok(outcome) => {
+                    put.insert(component, outcome);
+                }
+                Err(failure) => {
+                    stuck.insert(component, failure);
+                }
+            }
+        }
+        if self.order.trigger == Trigger::Stop {
+            // The stop did not come about: what runs again is wanted again.
+            let keys: Vec<ComponentKey> = put.keys().map(|component| self.key(component)).collect();
+            if let Err(error) = self.context.registry.set_stop(keys, None, Vec::new()).await {
+                tracing::error!(deployment = %self.id, %error, "cannot take the stop back");
+            }
+        }
+        clear_new(self, &made, &put, &stuck).await;
+        self.drop_networks(
+            self.plan
+                .actions
+                .iter()
+                .filter_map(|action| action.after.as_ref())
+                .map(|after| &after.spec),
+        )
+        .await;
+        let restored = put
+            .values()
+            .any(|outcome| matches!(outcome, PutBack::Restored { .. }));
+        let (state, outcome) = if stuck.is_empty() && restored {
+            (DeploymentState::RolledBack, Outcome::RolledBack)
+        } else {
+            (DeploymentState::Failed, Outcome::Failed)
+        };
+        let records = outcome::compensated(self, &made, &switching, &put, &stuck, &logs);
+        let error = outcome::failure_text(self, &switching.failed);
+        let quarantined = outcome::quarantined(self, &made, &switching);
+        self.finish_with(row, state, outcome, error, records, quarantined)
+            .await
+    }
+
+    pub(super) async fn kept_logs(
+        &self,
+        made: &BTreeMap<ComponentName, Made>,
+        switching: &Switching,
+    ) -> BTreeMap<ComponentName, Vec<String>> {
+        let mut logs = BTreeMap::new();
+        for (component, failure) in &switching.failed {
+            if !matches!(failure, PartFailure::Gate(_)) {
+                continue;
+            }
+            let container = made
+                .get(component)
+                .map(|made| made.container.clone())
+                .or_else(|| {
+                    self.action(component)
+                        .and_then(|action| action.before.as_ref())
+                        .map(|before| before.container.clone())
+                });
+            if let Some(container) = container {
+                logs.insert(component.clone(), last_lines(self, &container).await);
+            }
+        }
+        logs
+    }
 }
 
 /// Puts one component back. `made` is its new container, where one was made.

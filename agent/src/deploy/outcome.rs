@@ -3,22 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use mcp_spec::name::ComponentName;
-use mcp_spec::observed::{DesiredState, ImageId, Observed};
-use mcp_spec::plan::{Action, ActionKind, After, HoldChange, Purpose};
+use mcp_spec::plan::{Action, ActionKind};
 
 use super::compensate::PutBack;
-use super::execute::{Abort, Execution};
+use super::execute::Abort;
+use super::execution::Execution;
 use super::failure::PartFailure;
 use super::prepare::Made;
 use super::switch::Outcome as Switching;
 use crate::registry::{
-    Advanced, CommitDeployment, ComponentRecord, DeployedRow, DeploymentRow, DeploymentState,
-    Finish, HistoryEntry, HoldRow, NewEvent, Outcome, Quarantined, SetDeployed, StopOverride,
-    Trigger,
+    ComponentRecord, DeploymentRow, DeploymentState, Finish, NewEvent, Outcome, Quarantined,
 };
-use crate::watch::first_sight;
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -44,7 +40,7 @@ fn record(execution: &Execution, action: &Action, outcome: &str) -> ComponentRec
 }
 
 /// Whether an action did anything to the engine.
-fn acts(action: &Action) -> bool {
+pub(super) fn acts(action: &Action) -> bool {
     action.kind != ActionKind::None || !action.files.is_empty()
 }
 
@@ -116,183 +112,6 @@ pub(super) fn failure_text(
         .map(|(component, failure)| {
             format!("{}: {}", execution.key(component), failure_chain(failure))
         })
-}
-
-/// Everything that the commit of a deployment changes in the registry.
-pub(super) fn commitment(
-    execution: &Execution,
-    made: &BTreeMap<ComponentName, Made>,
-    switching: &Switching,
-    holds: &BTreeMap<ComponentName, Option<HoldRow>>,
-) -> CommitDeployment {
-    let now = execution.context.clock.now();
-    let mut commit = CommitDeployment::new(execution.id.clone());
-    for action in &execution.plan.actions {
-        let key = execution.key(&action.component);
-        let old = execution.old.get(&action.component);
-        let failed = switching.failed.contains_key(&action.component);
-        if failed && !execution.is_touched(&action.component) {
-            // It was not reached: what ran before still runs.
-            continue;
-        }
-        let Some(after) = &action.after else {
-            if action.kind == ActionKind::Remove && !failed {
-                commit.removed.push(key);
-            }
-            continue;
-        };
-        let held = holds
-            .get(&action.component)
-            .cloned()
-            .unwrap_or_else(|| old.and_then(|old| old.hold.clone()));
-        let hold = hold_after(execution, action, held, now);
-        let stop = stop_after(execution, action, old, now);
-        let desired = if execution.plan.settings.active {
-            DesiredState::Running
-        } else {
-            DesiredState::Stopped
-        };
-        let row = match (made.get(&action.component), old) {
-            (Some(made), _) if action.kind.creates() => DeployedRow {
-                key: key.clone(),
-                spec: after.spec.clone(),
-                spec_digest: after.spec_digest,
-                image_id: made.image.clone(),
-                image_digest: made.image_digest.or(old
-                    .filter(|old| old.image_id == made.image)
-                    .and_then(|old| old.image_digest)),
-                revision: after.revision,
-                container: made.container.clone(),
-                container_name: key.container_name(),
-                generation: made.generation,
-                baseline: made.baseline.clone(),
-                desired,
-                stopped_by: stop,
-                hold,
-                deployment: execution.id.clone(),
-                history: old.map_or(0, |old| old.history),
-                deployed_at: now,
-                adopted: false,
-                settings: execution.plan.settings,
-            },
-            (_, Some(old)) => {
-                let spec_moves = old.spec_digest != after.spec_digest;
-                if !acts(action)
-                    && !spec_moves
-                    && !super::execute::changes_hold(action)
-                    && !action.clears_stop
-                {
-                    commit.advanced.push(Advanced {
-                        key,
-                        revision: after.revision,
-                        desired,
-                        settings: execution.plan.settings,
-                    });
-                    continue;
-                }
-                DeployedRow {
-                    spec: after.spec.clone(),
-                    spec_digest: after.spec_digest,
-                    revision: after.revision,
-                    desired,
-                    stopped_by: stop,
-                    hold,
-                    settings: execution.plan.settings,
-                    deployment: if acts(action) {
-                        execution.id.clone()
-                    } else {
-                        old.deployment.clone()
-                    },
-                    deployed_at: if acts(action) { now } else { old.deployed_at },
-                    ..old.clone()
-                }
-            }
-            (_, None) => continue,
-        };
-        let live = switching
-            .switched
-            .get(&action.component)
-            .and_then(|switched| switched.live.clone());
-        if let Some(live) = live {
-            let observed = Observed::Present(Box::new(live));
-            commit.observed.push(first_sight(&row, &observed, now));
-        }
-        let image = made.get(&action.component).map(|made| &made.image);
-        let history = history_of(execution, action, old, after, image, failed);
-        commit.set.push(SetDeployed { row, history });
-    }
-    commit.records = committed(execution, made, switching, &BTreeMap::new());
-    commit
-}
-
-/// What the history gets: a new row where another spec or image runs, a restoring one in a rollback.
-fn history_of(
-    execution: &Execution,
-    action: &Action,
-    old: Option<&DeployedRow>,
-    after: &After,
-    image: Option<&ImageId>,
-    failed: bool,
-) -> HistoryEntry {
-    if failed && old.is_some() {
-        return HistoryEntry::Keep;
-    }
-    if execution.order.purpose == Some(Purpose::Rollback)
-        && let Some(restores) = execution.order.restores.get(&action.component)
-    {
-        return HistoryEntry::Restores(*restores);
-    }
-    match old {
-        Some(old) if old.spec_digest == after.spec_digest && !action.kind.creates() => {
-            HistoryEntry::Keep
-        }
-        Some(old)
-            if old.spec_digest == after.spec_digest
-                && image.is_none_or(|image| *image == old.image_id) =>
-        {
-            HistoryEntry::Keep
-        }
-        _ => HistoryEntry::New,
-    }
-}
-
-fn hold_after(
-    execution: &Execution,
-    action: &Action,
-    held: Option<HoldRow>,
-    now: Timestamp,
-) -> Option<HoldRow> {
-    match action.hold {
-        HoldChange::Keep => held,
-        HoldChange::Release => None,
-        HoldChange::Set => Some(HoldRow {
-            revision: action
-                .after
-                .as_ref()
-                .map_or(execution.plan.revision, |after| after.revision),
-            by: execution.order.actor.clone(),
-            at: now,
-            reason: (execution.order.trigger == Trigger::Rollback).then(|| "rollback".to_owned()),
-        }),
-    }
-}
-
-fn stop_after(
-    execution: &Execution,
-    action: &Action,
-    old: Option<&DeployedRow>,
-    now: Timestamp,
-) -> Option<StopOverride> {
-    if execution.order.trigger == Trigger::Stop {
-        return Some(StopOverride {
-            by: execution.order.actor.clone(),
-            at: now,
-        });
-    }
-    if action.clears_stop {
-        return None;
-    }
-    old.and_then(|old| old.stopped_by.clone())
 }
 
 /// What a committed deployment says of each component.

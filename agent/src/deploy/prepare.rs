@@ -10,19 +10,19 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
 use futures_util::future::{join_all, try_join_all};
-use mcp_spec::component::{ComponentSpec, Network, Protocol, Pull, VolumeSource};
-use mcp_spec::image::{Digest, ImageRef};
+use mcp_spec::component::{ComponentSpec, Network, Protocol, VolumeSource};
+use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerId, ImageId, label};
 use mcp_spec::plan::{Action, ActionKind, After};
 use serde::{Deserialize, Serialize};
 
 use super::context::Context;
-use super::execute::Execution;
+use super::execution::Execution;
 use super::failure::PartFailure;
-use crate::blocking::blocking;
+use super::images::resolve_images;
+use super::make::make;
 use crate::registry::{StepPhase, StepRow};
-use crate::runtime::{ContainerRequest, ImageFacts, KeepTag, RuntimeError};
 
 /// A container that preparing made: what recovery needs to go on with it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -150,136 +150,6 @@ async fn journal(context: &Context, rows: Vec<StepRow>) -> Result<(), PartFailur
     context.registry.journal(rows).await.map_err(Into::into)
 }
 
-/// Resolves every image once, however many components share it, and keeps each from pruning.
-async fn resolve_images(
-    execution: &Execution,
-    creating: &[(&Action, &After)],
-) -> Result<BTreeMap<ComponentName, ImageFacts>, Befallen> {
-    type Wish = (ImageRef, Option<ImageId>, bool, bool);
-    let mut wishes: BTreeMap<String, (Wish, Vec<&ComponentName>)> = BTreeMap::new();
-    for (action, after) in creating {
-        let spec = &after.spec;
-        let wish = (
-            spec.image.clone(),
-            after.image.clone(),
-            spec.pull == Pull::Always && execution.resolves_anew(),
-            spec.pull == Pull::Never,
-        );
-        wishes
-            .entry(format!("{wish:?}"))
-            .or_insert_with(|| (wish, Vec::new()))
-            .1
-            .push(&action.component);
-    }
-    let resolved = try_join_all(wishes.into_values().map(|(wish, components)| async move {
-        let (image, recorded, anew, never) = wish;
-        let first = components[0];
-        let facts = resolve(execution, first, &image, recorded.as_ref(), anew, never)
-            .await
-            .map_err(|failure| (first.clone(), failure))?;
-        keep(&execution.context, &facts.id)
-            .await
-            .map_err(|failure| (first.clone(), failure))?;
-        Ok::<_, Befallen>(
-            components
-                .into_iter()
-                .map(|component| (component.clone(), facts.clone()))
-                .collect::<Vec<_>>(),
-        )
-    }))
-    .await?;
-    Ok(resolved.into_iter().flatten().collect())
-}
-
-async fn resolve(
-    execution: &Execution,
-    component: &ComponentName,
-    image: &ImageRef,
-    recorded: Option<&ImageId>,
-    anew: bool,
-    never: bool,
-) -> Result<ImageFacts, PartFailure> {
-    let runtime = &execution.context.runtime;
-    let engine = |doing| move |source| PartFailure::Engine { doing, source };
-    if let (Some(id), false) = (recorded, anew) {
-        if let Some(facts) = runtime
-            .image_by_id(id)
-            .await
-            .map_err(engine("looking for the image"))?
-        {
-            return Ok(facts);
-        }
-        // The recorded image is gone. Only a reference that names its digest brings the same bytes.
-        if image.digest().is_none() {
-            let now = runtime
-                .image(image)
-                .await
-                .map_err(engine("looking for the image"))?;
-            match now {
-                Some(facts) if facts.id == *id => return Ok(facts),
-                _ if execution.must_be_the_same_bytes() => {
-                    return Err(PartFailure::ImageLost {
-                        image: image.to_string(),
-                        id: id.to_string(),
-                    });
-                }
-                _ => {}
-            }
-        }
-    }
-    if !anew
-        && let Some(facts) = runtime
-            .image(image)
-            .await
-            .map_err(engine("looking for the image"))?
-    {
-        return Ok(facts);
-    }
-    if never {
-        return Err(PartFailure::ImageAbsent {
-            image: image.to_string(),
-        });
-    }
-    execution
-        .feed
-        .tell(Some(component), "pulling", image.to_string());
-    let feed = execution.feed.clone();
-    let pulled = runtime
-        .pull(image, &|progress| {
-            feed.tell_counted(
-                Some(component),
-                "pulling",
-                image.to_string(),
-                progress.current_bytes,
-                progress.total_bytes,
-            );
-        })
-        .await
-        .map_err(engine("pulling the image"))?;
-    Ok(pulled)
-}
-
-/// The name that keeps an image.
-#[must_use]
-pub(super) fn keep_tag(id: &ImageId) -> KeepTag {
-    let digits = id.as_str().strip_prefix("sha256:").unwrap_or(id.as_str());
-    KeepTag {
-        repository: "image".to_owned(),
-        tag: digits.get(..24).unwrap_or(digits).to_owned(),
-    }
-}
-
-async fn keep(context: &Context, id: &ImageId) -> Result<(), PartFailure> {
-    context
-        .runtime
-        .tag(id, &keep_tag(id))
-        .await
-        .map_err(|source| PartFailure::Engine {
-            doing: "keeping the image",
-            source,
-        })
-}
-
 /// Makes networks, volumes and folders, each once.
 async fn surroundings(
     execution: &Execution,
@@ -401,126 +271,6 @@ fn ports(execution: &Execution, creating: &[(&Action, &After)]) -> Result<(), Be
                 ));
             }
         }
-    }
-    Ok(())
-}
-
-/// Stages the files and creates the container.
-async fn make(
-    execution: &Execution,
-    action: &Action,
-    after: &After,
-    making: &Making,
-    image: &ImageFacts,
-) -> Result<Made, PartFailure> {
-    let context = &execution.context;
-    let key = execution.key(&action.component);
-    let spec = &after.spec;
-    stage(execution, &key, after, making.generation).await?;
-    let labels = BTreeMap::from([
-        (label::NODE.to_owned(), context.node.to_string()),
-        (label::SERVICE.to_owned(), key.service.to_string()),
-        (label::COMPONENT.to_owned(), key.component.to_string()),
-        (label::REVISION.to_owned(), after.revision.to_string()),
-        (label::SPEC.to_owned(), after.spec_digest.to_string()),
-        (label::GENERATION.to_owned(), making.generation.to_string()),
-        (label::DEPLOYMENT.to_owned(), execution.id.to_string()),
-    ]);
-    let request = ContainerRequest {
-        name: making.name.clone(),
-        image: image.id.clone(),
-        spec: spec.clone(),
-        labels,
-        files: context.staging.paths(&key, making.generation, &spec.files),
-    };
-    let _slot = context
-        .slots
-        .acquire()
-        .await
-        .map_err(|_| PartFailure::NotReached)?;
-    let id = create(execution, &key, &request).await?;
-    let live = context
-        .runtime
-        .inspect(id.as_str())
-        .await
-        .and_then(|live| {
-            live.ok_or(RuntimeError::NotFound {
-                what: format!("container {}", making.name),
-            })
-        })
-        .map_err(|source| PartFailure::Engine {
-            doing: "looking at the new container",
-            source,
-        })?;
-    execution.feed.tell(Some(&action.component), "created", "");
-    Ok(Made {
-        container: id,
-        name: making.name.clone(),
-        generation: making.generation,
-        image: image.id.clone(),
-        image_digest: image.digest,
-        baseline: live.fields,
-    })
-}
-
-async fn create(
-    execution: &Execution,
-    key: &ComponentKey,
-    request: &ContainerRequest,
-) -> Result<ContainerId, PartFailure> {
-    let runtime = &execution.context.runtime;
-    let engine = |source| PartFailure::Engine {
-        doing: "creating the container",
-        source,
-    };
-    let error = match runtime.create(request).await {
-        Ok(id) => return Ok(id),
-        Err(error) => error,
-    };
-    let taken = matches!(error, RuntimeError::NameTaken { .. });
-    if !taken && !error.is_uncertain() {
-        return Err(engine(error));
-    }
-    // A create that timed out may have succeeded; a name may be held by debris of our own.
-    match runtime.inspect(&request.name).await.map_err(engine)? {
-        Some(live) if live.labels.get(label::DEPLOYMENT) == Some(&execution.id.to_string()) => {
-            Ok(live.id)
-        }
-        Some(live) if execution.is_debris(key, &live) => {
-            runtime.remove(live.id.as_str()).await.map_err(engine)?;
-            runtime.create(request).await.map_err(engine)
-        }
-        Some(live) => Err(PartFailure::NameTaken {
-            name: request.name.clone(),
-            id: live.id.short().to_owned(),
-        }),
-        None => {
-            // Podman can hold a name in its storage with no container to show for it.
-            runtime.remove(&request.name).await.map_err(engine)?;
-            runtime.create(request).await.map_err(engine)
-        }
-    }
-}
-
-/// Writes the component's files from the revision's own bytes.
-pub(super) async fn stage(
-    execution: &Execution,
-    key: &ComponentKey,
-    after: &After,
-    generation: u64,
-) -> Result<(), PartFailure> {
-    if after.spec.files.is_empty() {
-        return Ok(());
-    }
-    for (target, file) in &after.spec.files {
-        let bytes = execution.file_bytes(after.revision, &file.from).await?;
-        let (staging, key, target, file) = (
-            execution.context.staging.clone(),
-            key.clone(),
-            target.clone(),
-            file.clone(),
-        );
-        blocking(move || staging.write(&key, generation, &target, &file, &bytes)).await?;
     }
     Ok(())
 }

@@ -12,9 +12,11 @@ use mcp_spec::plan::ServicePlan;
 use serde::{Deserialize, Serialize};
 
 use super::context::Context;
-use super::execute::{Abort, Execution, Line, Order};
+use super::execute::Abort;
+use super::execution::{Execution, Order};
 use super::failure::PartFailure;
 use super::feed::{Ended, Feed};
+use super::line::Line;
 use super::prepare::{Made, Making, STEP_MAKE};
 use super::switch::{Outcome as Switching, STEP_SWITCH};
 use crate::registry::{DeploymentRow, DeploymentState, Outcome, RegistryError, StepPhase, StepRow};

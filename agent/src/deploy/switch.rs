@@ -8,21 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use mcp_spec::component::{ComponentSpec, OnChange};
+use mcp_spec::component::ComponentSpec;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerId, ContainerState, LiveContainer};
 use mcp_spec::plan::{Action, ActionKind};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::context::Settled;
-use super::execute::Execution;
+use super::execution::Execution;
 use super::failure::PartFailure;
 use super::gate;
 use super::prepare::{Made, generation_name};
-use crate::blocking::blocking;
+use super::steps::{exchange_files, look, rename, send_signals, start, stop};
 use crate::registry::StepPhase;
-use crate::runtime::RuntimeError;
 
 /// The journal's word for one component's switch.
 pub(super) const STEP_SWITCH: &str = "switch";
@@ -385,183 +383,4 @@ async fn take_name(
         }
         _ => Err(failure),
     }
-}
-
-/// Renames a container; one that has the name already is done.
-pub(super) async fn rename(
-    execution: &Execution,
-    container: &ContainerId,
-    name: &str,
-    deadline: Instant,
-) -> Result<(), PartFailure> {
-    let runtime = &execution.context.runtime;
-    let settled = execution
-        .context
-        .settle(
-            container.as_str(),
-            deadline,
-            || runtime.rename(container, name),
-            |live| live.is_some_and(|live| live.name == name),
-        )
-        .await;
-    done(settled, "renaming the container")
-}
-
-/// Renames a container that gives its name up; one that is gone has none.
-pub(super) async fn rename_away(
-    execution: &Execution,
-    container: &ContainerId,
-    name: &str,
-    deadline: Instant,
-) -> Result<(), PartFailure> {
-    let runtime = &execution.context.runtime;
-    let settled = execution
-        .context
-        .settle(
-            container.as_str(),
-            deadline,
-            || runtime.rename(container, name),
-            |live| live.is_none_or(|live| live.name == name),
-        )
-        .await;
-    done(settled, "renaming the container")
-}
-
-/// Starts a container and tells so.
-pub(super) async fn start(
-    execution: &Execution,
-    component: &ComponentName,
-    container: &ContainerId,
-    deadline: Instant,
-) -> Result<(), PartFailure> {
-    execution.feed.tell(Some(component), "starting", "");
-    let runtime = &execution.context.runtime;
-    let settled = execution
-        .context
-        .settle(
-            container.as_str(),
-            deadline,
-            || runtime.start(container),
-            |live| live.is_some_and(|live| live.state.is_running()),
-        )
-        .await;
-    done(settled, "starting the container")
-}
-
-/// Stops a container and tells so; one that is gone is stopped.
-pub(super) async fn stop(
-    execution: &Execution,
-    action: &Action,
-    container: &ContainerId,
-    deadline: Instant,
-) -> Result<(), PartFailure> {
-    execution.feed.tell(Some(&action.component), "stopping", "");
-    let grace = action
-        .before
-        .as_ref()
-        .map_or(Duration::from_secs(10), |before| {
-            before.stop_timeout.as_duration()
-        });
-    stop_container(execution, container, grace, deadline).await
-}
-
-/// Stops a container; one that is gone is stopped.
-pub(super) async fn stop_container(
-    execution: &Execution,
-    container: &ContainerId,
-    grace: Duration,
-    deadline: Instant,
-) -> Result<(), PartFailure> {
-    let runtime = &execution.context.runtime;
-    let settled = execution
-        .context
-        .settle(
-            container.as_str(),
-            deadline,
-            || runtime.stop(container, grace),
-            |live| live.is_none_or(|live| !live.state.is_running()),
-        )
-        .await;
-    done(settled, "stopping the container")
-}
-
-fn done(settled: Settled, doing: &'static str) -> Result<(), PartFailure> {
-    match settled {
-        Settled::Done => Ok(()),
-        Settled::Failed(source) => Err(PartFailure::Engine { doing, source }),
-    }
-}
-
-async fn look(
-    execution: &Execution,
-    container: &ContainerId,
-) -> Result<LiveContainer, PartFailure> {
-    let doing = "looking at the container";
-    execution
-        .context
-        .runtime
-        .inspect(container.as_str())
-        .await
-        .and_then(|live| {
-            live.ok_or(RuntimeError::NotFound {
-                what: format!("container {}", container.short()),
-            })
-        })
-        .map_err(|source| PartFailure::Engine { doing, source })
-}
-
-/// Puts the changed files where the container mounts them.
-async fn exchange_files(
-    execution: &Execution,
-    key: &ComponentKey,
-    action: &Action,
-    generation: u64,
-) -> Result<(), PartFailure> {
-    let Some(after) = &action.after else {
-        return Ok(());
-    };
-    let in_place = action.kind != ActionKind::Restart;
-    for (target, _) in &action.files {
-        let Some(file) = after.spec.files.get(target) else {
-            continue;
-        };
-        let bytes = execution.file_bytes(after.revision, &file.from).await?;
-        let (staging, key, target, file) = (
-            execution.context.staging.clone(),
-            key.clone(),
-            target.clone(),
-            file.clone(),
-        );
-        blocking(move || staging.exchange(&key, generation, &target, &file, &bytes, in_place))
-            .await?;
-    }
-    Ok(())
-}
-
-/// Sends each signal that the changed files ask for, once.
-pub(super) async fn send_signals(
-    execution: &Execution,
-    action: &Action,
-    container: &ContainerId,
-) -> Result<(), PartFailure> {
-    let signals: BTreeSet<&String> = action
-        .files
-        .iter()
-        .filter_map(|(_, on_change)| match on_change {
-            OnChange::Signal(signal) => Some(signal),
-            _ => None,
-        })
-        .collect();
-    for signal in signals {
-        execution
-            .context
-            .runtime
-            .signal(container, signal)
-            .await
-            .map_err(|source| PartFailure::Engine {
-                doing: "signalling the container",
-                source,
-            })?;
-    }
-    Ok(())
 }

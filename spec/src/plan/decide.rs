@@ -1,15 +1,18 @@
 //! The decisions of a deploy, a rollback and the agent's own reconciliation.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use super::relations::{
+    Scope, before_of, dependencies, removals, take_dependencies_along, unknown, unseen,
+};
 use super::{
-    Action, ActionKind, After, Before, Blocked, Deployed, HoldChange, Obstacle, Plan, PlanInput,
-    Purpose, Reason, ServicePlan, Wanted, WantedService,
+    Action, ActionKind, After, Blocked, Deployed, HoldChange, Obstacle, Plan, PlanInput, Purpose,
+    Reason, ServicePlan, Wanted, WantedService,
 };
 use crate::component::OnChange;
 use crate::diff::{diff, file_changes_only};
 use crate::drift::{field_drift, has_finished};
-use crate::name::{ComponentKey, ComponentName, ServiceName, Target};
+use crate::name::{ComponentKey, ComponentName, ServiceName};
 use crate::observed::{ContainerState, DesiredState, ImageId, LiveContainer, Observed};
 
 /// Plans what brings the targets to what is wanted.
@@ -29,49 +32,6 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
         .map(|name| plan_service(input, name))
         .collect();
     Plan::new(input.node, input.revision, input.policy_digest, services)
-}
-
-/// What the targets select of one service.
-struct Scope<'a> {
-    /// `None`: all of it.
-    components: Option<BTreeSet<&'a ComponentName>>,
-    /// Whether an operator named the service or a component of it.
-    named: bool,
-}
-
-impl<'a> Scope<'a> {
-    fn of(targets: Option<&'a [Target]>, service: &ServiceName) -> Self {
-        let Some(targets) = targets else {
-            return Self {
-                components: None,
-                named: false,
-            };
-        };
-        let mut components = BTreeSet::new();
-        for target in targets.iter().filter(|t| t.service == *service) {
-            match &target.component {
-                Some(component) => {
-                    components.insert(component);
-                }
-                None => {
-                    return Self {
-                        components: None,
-                        named: true,
-                    };
-                }
-            }
-        }
-        Self {
-            components: Some(components),
-            named: true,
-        }
-    }
-
-    fn covers(&self, component: &ComponentName) -> bool {
-        self.components
-            .as_ref()
-            .is_none_or(|components| components.contains(component))
-    }
 }
 
 fn plan_service(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
@@ -178,47 +138,6 @@ fn undefined(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
             component: None,
             obstacle,
         }],
-    }
-}
-
-fn take_dependencies_along<'a>(
-    input: &PlanInput<'a>,
-    name: &ServiceName,
-    wanted: &'a WantedService,
-    scope: &mut Scope<'a>,
-) {
-    let Some(components) = &mut scope.components else {
-        return;
-    };
-    let mut queue: Vec<&ComponentName> = components.iter().copied().collect();
-    while let Some(component) = queue.pop() {
-        let Some(want) = wanted.components.get(component) else {
-            continue;
-        };
-        for dependency in &want.spec.depends_on {
-            let key = ComponentKey::new(name.clone(), dependency.clone());
-            if !satisfied(input, &key) && components.insert(dependency) {
-                queue.push(dependency);
-            }
-        }
-    }
-}
-
-/// Whether a dependency that the plan does not touch is as its dependants need it.
-fn satisfied(input: &PlanInput<'_>, key: &ComponentKey) -> bool {
-    let Some(deployed) = input.deployed.get(key) else {
-        return false;
-    };
-    if deployed.spec.kind.is_job() {
-        return true;
-    }
-    match input.observed.get(key) {
-        Some(Observed::Present(live)) => {
-            live.state.is_running()
-                || matches!(live.state, ContainerState::Exited { code: 0, .. })
-                    && has_finished(deployed.spec.restart, &live.state)
-        }
-        _ => false,
     }
 }
 
@@ -484,19 +403,6 @@ fn drifted_fields(deployed: &Deployed, live: &LiveContainer) -> Vec<String> {
         .collect()
 }
 
-fn before_of(deployed: &Deployed, live: Option<&LiveContainer>) -> Before {
-    Before {
-        spec_digest: deployed.spec_digest,
-        revision: deployed.revision,
-        container: deployed.container.clone(),
-        generation: deployed.generation,
-        image: deployed.image.clone(),
-        present: live.is_some(),
-        running: live.is_some_and(|live| live.state.is_running()),
-        stop_timeout: deployed.spec.stop_timeout,
-    }
-}
-
 /// What stands in the way of one action.
 fn obstacles(input: &PlanInput<'_>, key: &ComponentKey, action: &Action) -> Vec<Obstacle> {
     let mut found = Vec::new();
@@ -521,134 +427,4 @@ fn obstacles(input: &PlanInput<'_>, key: &ComponentKey, action: &Action) -> Vec<
         }
     }
     found
-}
-
-/// Why nothing is known of a component's container, where nothing is.
-fn unseen<'a>(input: &PlanInput<'a>, key: &ComponentKey) -> Option<&'a str> {
-    match input.observed.get(key) {
-        Some(Observed::Unknown { reason }) => Some(reason),
-        None => Some("it was not asked"),
-        _ => None,
-    }
-}
-
-fn unknown(key: &ComponentKey, reason: &str) -> Obstacle {
-    Obstacle {
-        reason: format!("the state of {key} is unknown: {reason}"),
-        hint: "bring the engine back, then deploy again".to_owned(),
-    }
-}
-
-/// Components that were deployed and that the revision no longer defines.
-fn removals(
-    input: &PlanInput<'_>,
-    name: &ServiceName,
-    wanted: &WantedService,
-    scope: &Scope<'_>,
-    actions: &mut Vec<Action>,
-    blocked: &mut Vec<Blocked>,
-) {
-    if matches!(input.purpose, Purpose::Rollback) {
-        return;
-    }
-    for (key, deployed) in input.deployed {
-        if key.service != *name || wanted.components.contains_key(&key.component) {
-            continue;
-        }
-        if !scope.covers(&key.component) {
-            continue;
-        }
-        let live = match input.observed.get(key) {
-            Some(Observed::Present(live)) => Some(live.as_ref()),
-            _ => None,
-        };
-        let mut action = Action {
-            component: key.component.clone(),
-            kind: ActionKind::Remove,
-            reason: Reason::NoLongerDefined,
-            changes: Vec::new(),
-            before: Some(before_of(deployed, live)),
-            after: None,
-            files: Vec::new(),
-            clears_stop: false,
-            hold: HoldChange::Keep,
-            uncommitted: false,
-            warnings: Vec::new(),
-        };
-        if let Some(held) = deployed.held_at {
-            action.kind = ActionKind::None;
-            action.reason = Reason::Held(held);
-        } else if deployed.desired == DesiredState::Ignore || input.purpose == Purpose::Auto {
-            action.kind = ActionKind::None;
-        } else if let Some(reason) = unseen(input, key) {
-            // Removing what cannot be seen would forget a container that may run.
-            action.kind = ActionKind::None;
-            blocked.push(Blocked {
-                service: name.clone(),
-                component: Some(key.component.clone()),
-                obstacle: unknown(key, reason),
-            });
-        }
-        actions.push(action);
-    }
-}
-
-/// Dependencies that the plan leaves alone: an absent one blocks, an older one gives a warning.
-fn dependencies(
-    input: &PlanInput<'_>,
-    name: &ServiceName,
-    wanted: &WantedService,
-    actions: &mut [Action],
-    blocked: &mut Vec<Blocked>,
-) {
-    let brought_up: BTreeSet<ComponentName> = actions
-        .iter()
-        .filter(|action| {
-            action.kind.creates()
-                || matches!(
-                    action.kind,
-                    ActionKind::Start | ActionKind::Restart | ActionKind::Signal
-                )
-        })
-        .map(|action| action.component.clone())
-        .collect();
-    let mut older = BTreeMap::new();
-    for action in actions.iter() {
-        let brings_up = brought_up.contains(&action.component);
-        let (true, Some(want)) = (brings_up, wanted.components.get(&action.component)) else {
-            continue;
-        };
-        for dependency in &want.spec.depends_on {
-            let key = ComponentKey::new(name.clone(), dependency.clone());
-            if brought_up.contains(dependency) {
-                continue;
-            }
-            if !satisfied(input, &key) {
-                blocked.push(Blocked {
-                    service: name.clone(),
-                    component: Some(action.component.clone()),
-                    obstacle: Obstacle {
-                        reason: format!("it depends on {key}, which does not run"),
-                        hint: format!("deploy {key} too, or add --with-deps"),
-                    },
-                });
-                continue;
-            }
-            let is_older = match (input.deployed.get(&key), wanted.components.get(dependency)) {
-                (Some(deployed), Some(want)) => deployed.spec_digest != want.spec.digest(),
-                _ => false,
-            };
-            if is_older {
-                older
-                    .entry(action.component.clone())
-                    .or_insert_with(Vec::new)
-                    .push(format!("{key} runs at an older spec"));
-            }
-        }
-    }
-    for action in actions {
-        if let Some(warnings) = older.remove(&action.component) {
-            action.warnings.extend(warnings);
-        }
-    }
 }

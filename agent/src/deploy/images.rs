@@ -1,0 +1,147 @@
+//! The images of new containers: resolved once each, pulled where they are missing, and kept from
+//! pruning by a name of the agent's own.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::try_join_all;
+use mcp_spec::component::Pull;
+use mcp_spec::image::ImageRef;
+use mcp_spec::name::ComponentName;
+use mcp_spec::observed::ImageId;
+use mcp_spec::plan::{Action, After};
+
+use super::context::Context;
+use super::execution::Execution;
+use super::failure::PartFailure;
+use super::prepare::Befallen;
+use crate::runtime::{ImageFacts, KeepTag};
+
+/// Resolves every image once, however many components share it, and keeps each from pruning.
+pub(super) async fn resolve_images(
+    execution: &Execution,
+    creating: &[(&Action, &After)],
+) -> Result<BTreeMap<ComponentName, ImageFacts>, Befallen> {
+    type Wish = (ImageRef, Option<ImageId>, bool, bool);
+    let mut wishes: BTreeMap<String, (Wish, Vec<&ComponentName>)> = BTreeMap::new();
+    for (action, after) in creating {
+        let spec = &after.spec;
+        let wish = (
+            spec.image.clone(),
+            after.image.clone(),
+            spec.pull == Pull::Always && execution.resolves_anew(),
+            spec.pull == Pull::Never,
+        );
+        wishes
+            .entry(format!("{wish:?}"))
+            .or_insert_with(|| (wish, Vec::new()))
+            .1
+            .push(&action.component);
+    }
+    let resolved = try_join_all(wishes.into_values().map(|(wish, components)| async move {
+        let (image, recorded, anew, never) = wish;
+        let first = components[0];
+        let facts = resolve(execution, first, &image, recorded.as_ref(), anew, never)
+            .await
+            .map_err(|failure| (first.clone(), failure))?;
+        keep(&execution.context, &facts.id)
+            .await
+            .map_err(|failure| (first.clone(), failure))?;
+        Ok::<_, Befallen>(
+            components
+                .into_iter()
+                .map(|component| (component.clone(), facts.clone()))
+                .collect::<Vec<_>>(),
+        )
+    }))
+    .await?;
+    Ok(resolved.into_iter().flatten().collect())
+}
+
+async fn resolve(
+    execution: &Execution,
+    component: &ComponentName,
+    image: &ImageRef,
+    recorded: Option<&ImageId>,
+    anew: bool,
+    never: bool,
+) -> Result<ImageFacts, PartFailure> {
+    let runtime = &execution.context.runtime;
+    let engine = |doing| move |source| PartFailure::Engine { doing, source };
+    if let (Some(id), false) = (recorded, anew) {
+        if let Some(facts) = runtime
+            .image_by_id(id)
+            .await
+            .map_err(engine("looking for the image"))?
+        {
+            return Ok(facts);
+        }
+        // The recorded image is gone. Only a reference that names its digest brings the same bytes.
+        if image.digest().is_none() {
+            let now = runtime
+                .image(image)
+                .await
+                .map_err(engine("looking for the image"))?;
+            match now {
+                Some(facts) if facts.id == *id => return Ok(facts),
+                _ if execution.must_be_the_same_bytes() => {
+                    return Err(PartFailure::ImageLost {
+                        image: image.to_string(),
+                        id: id.to_string(),
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+    if !anew
+        && let Some(facts) = runtime
+            .image(image)
+            .await
+            .map_err(engine("looking for the image"))?
+    {
+        return Ok(facts);
+    }
+    if never {
+        return Err(PartFailure::ImageAbsent {
+            image: image.to_string(),
+        });
+    }
+    execution
+        .feed
+        .tell(Some(component), "pulling", image.to_string());
+    let feed = execution.feed.clone();
+    let pulled = runtime
+        .pull(image, &|progress| {
+            feed.tell_counted(
+                Some(component),
+                "pulling",
+                image.to_string(),
+                progress.current_bytes,
+                progress.total_bytes,
+            );
+        })
+        .await
+        .map_err(engine("pulling the image"))?;
+    Ok(pulled)
+}
+
+/// The name that keeps an image.
+#[must_use]
+pub(super) fn keep_tag(id: &ImageId) -> KeepTag {
+    let digits = id.as_str().strip_prefix("sha256:").unwrap_or(id.as_str());
+    KeepTag {
+        repository: "image".to_owned(),
+        tag: digits.get(..24).unwrap_or(digits).to_owned(),
+    }
+}
+
+async fn keep(context: &Context, id: &ImageId) -> Result<(), PartFailure> {
+    context
+        .runtime
+        .tag(id, &keep_tag(id))
+        .await
+        .map_err(|source| PartFailure::Engine {
+            doing: "keeping the image",
+            source,
+        })
+}

@@ -1,0 +1,192 @@
+//! The single steps of a switch and of its compensation: each settles doubt by looking, and can be
+//! made again.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use mcp_spec::component::OnChange;
+use mcp_spec::name::{ComponentKey, ComponentName};
+use mcp_spec::observed::{ContainerId, LiveContainer};
+use mcp_spec::plan::{Action, ActionKind};
+use tokio::time::Instant;
+
+use super::context::Settled;
+use super::execution::Execution;
+use super::failure::PartFailure;
+use crate::blocking::blocking;
+use crate::runtime::RuntimeError;
+
+/// Renames a container; one that has the name already is done.
+pub(super) async fn rename(
+    execution: &Execution,
+    container: &ContainerId,
+    name: &str,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    let has_name = |live: Option<&LiveContainer>| live.is_some_and(|live| live.name == name);
+    rename_until(execution, container, name, deadline, has_name).await
+}
+
+/// Renames a container that gives its name up; one that is gone has none.
+pub(super) async fn rename_away(
+    execution: &Execution,
+    container: &ContainerId,
+    name: &str,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    let gave_up = |live: Option<&LiveContainer>| live.is_none_or(|live| live.name == name);
+    rename_until(execution, container, name, deadline, gave_up).await
+}
+
+async fn rename_until(
+    execution: &Execution,
+    container: &ContainerId,
+    name: &str,
+    deadline: Instant,
+    is_done: impl Fn(Option<&LiveContainer>) -> bool,
+) -> Result<(), PartFailure> {
+    let context = &execution.context;
+    let call = || context.runtime.rename(container, name);
+    done(
+        context
+            .settle(container.as_str(), deadline, call, is_done)
+            .await,
+        "renaming the container",
+    )
+}
+
+/// Starts a container and tells so.
+pub(super) async fn start(
+    execution: &Execution,
+    component: &ComponentName,
+    container: &ContainerId,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    execution.feed.tell(Some(component), "starting", "");
+    let context = &execution.context;
+    let call = || context.runtime.start(container);
+    let runs = |live: Option<&LiveContainer>| live.is_some_and(|live| live.state.is_running());
+    done(
+        context
+            .settle(container.as_str(), deadline, call, runs)
+            .await,
+        "starting the container",
+    )
+}
+
+/// Stops a container and tells so; one that is gone is stopped.
+pub(super) async fn stop(
+    execution: &Execution,
+    action: &Action,
+    container: &ContainerId,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    execution.feed.tell(Some(&action.component), "stopping", "");
+    let grace = action
+        .before
+        .as_ref()
+        .map_or(Duration::from_secs(10), |before| {
+            before.stop_timeout.as_duration()
+        });
+    stop_container(execution, container, grace, deadline).await
+}
+
+/// Stops a container; one that is gone is stopped.
+pub(super) async fn stop_container(
+    execution: &Execution,
+    container: &ContainerId,
+    grace: Duration,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    let context = &execution.context;
+    let call = || context.runtime.stop(container, grace);
+    let stopped = |live: Option<&LiveContainer>| live.is_none_or(|live| !live.state.is_running());
+    done(
+        context
+            .settle(container.as_str(), deadline, call, stopped)
+            .await,
+        "stopping the container",
+    )
+}
+
+fn done(settled: Settled, doing: &'static str) -> Result<(), PartFailure> {
+    match settled {
+        Settled::Done => Ok(()),
+        Settled::Failed(source) => Err(PartFailure::Engine { doing, source }),
+    }
+}
+
+/// How a container looks now; one that is gone is a failure.
+pub(super) async fn look(
+    execution: &Execution,
+    container: &ContainerId,
+) -> Result<LiveContainer, PartFailure> {
+    let doing = "looking at the container";
+    execution
+        .context
+        .runtime
+        .inspect(container.as_str())
+        .await
+        .and_then(|live| {
+            live.ok_or(RuntimeError::NotFound {
+                what: format!("container {}", container.short()),
+            })
+        })
+        .map_err(|source| PartFailure::Engine { doing, source })
+}
+
+/// Puts the changed files where the container mounts them.
+pub(super) async fn exchange_files(
+    execution: &Execution,
+    key: &ComponentKey,
+    action: &Action,
+    generation: u64,
+) -> Result<(), PartFailure> {
+    let Some(after) = &action.after else {
+        return Ok(());
+    };
+    let in_place = action.kind != ActionKind::Restart;
+    for (target, _) in &action.files {
+        let Some(file) = after.spec.files.get(target) else {
+            continue;
+        };
+        let bytes = execution.file_bytes(after.revision, &file.from).await?;
+        let (staging, key, target, file) = (
+            execution.context.staging.clone(),
+            key.clone(),
+            target.clone(),
+            file.clone(),
+        );
+        blocking(move || staging.exchange(&key, generation, &target, &file, &bytes, in_place))
+            .await?;
+    }
+    Ok(())
+}
+
+/// Sends each signal that the changed files ask for, once.
+pub(super) async fn send_signals(
+    execution: &Execution,
+    action: &Action,
+    container: &ContainerId,
+) -> Result<(), PartFailure> {
+    let signals: BTreeSet<&String> = action
+        .files
+        .iter()
+        .filter_map(|(_, on_change)| match on_change {
+            OnChange::Signal(signal) => Some(signal),
+            _ => None,
+        })
+        .collect();
+    for signal in signals {
+        execution
+            .context
+            .runtime
+            .signal(container, signal)
+            .await
+            .map_err(|source| PartFailure::Engine {
+                doing: "signalling the container",
+                source,
+            })?;
+    }
+    Ok(())
+}

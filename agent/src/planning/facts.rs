@@ -1,0 +1,89 @@
+//! What is known of the node at one moment: the rows of the registry beside the watch's snapshot.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mcp_spec::name::{ComponentKey, ServiceName};
+use mcp_spec::observed::{ContainerId, Observed, label};
+use mcp_spec::plan::{Deployed, ServiceSettings};
+
+use super::{PlanError, Planner};
+use crate::registry::DeployedRow;
+use crate::watch::Snapshot;
+
+/// What is known of the node at one moment.
+pub(super) struct Facts {
+    pub(super) rows: Vec<DeployedRow>,
+    pub(super) deployed: BTreeMap<ComponentKey, Deployed>,
+    pub(super) settings: BTreeMap<ServiceName, ServiceSettings>,
+    pub(super) observed: BTreeMap<ComponentKey, Observed>,
+    pub(super) foreign: BTreeMap<String, ContainerId>,
+}
+
+impl Planner {
+    pub(super) async fn facts(&self) -> Result<Facts, PlanError> {
+        let (rows, seen) = self.registry.deployed_and_observed().await?;
+        // An engine that does not answer gives unknowns, and no action follows from those.
+        let snapshot = match self.watch.usable(self.max_age).await {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                tracing::debug!(%error, "planning without the engine");
+                self.watch.current()
+            }
+        };
+        let restarts: BTreeMap<&ComponentKey, u32> =
+            seen.iter().map(|row| (&row.key, row.restarts)).collect();
+        let mut deployed = BTreeMap::new();
+        let mut settings = BTreeMap::new();
+        let mut observed = BTreeMap::new();
+        for row in &rows {
+            settings.insert(row.key.service.clone(), row.settings);
+            observed.insert(row.key.clone(), snapshot.of_container(&row.container));
+            deployed.insert(
+                row.key.clone(),
+                deployed_of(row, restarts.get(&row.key).copied().unwrap_or(0)),
+            );
+        }
+        let foreign = self.foreign(&rows, &snapshot);
+        Ok(Facts {
+            rows,
+            deployed,
+            settings,
+            observed,
+            foreign,
+        })
+    }
+
+    /// The names that containers bear which are not this agent's.
+    fn foreign(&self, rows: &[DeployedRow], snapshot: &Snapshot) -> BTreeMap<String, ContainerId> {
+        let registered: BTreeSet<&ContainerId> = rows.iter().map(|row| &row.container).collect();
+        snapshot
+            .containers
+            .values()
+            .filter(|live| {
+                let ours = live.labels.get(label::NODE).map(String::as_str)
+                    == Some(self.node.as_str())
+                    && live.claimed_key().is_some();
+                !ours && !registered.contains(&live.id)
+            })
+            .map(|live| (live.name.clone(), live.id.clone()))
+            .collect()
+    }
+}
+
+/// A registry's row as the planner takes it.
+#[must_use]
+pub fn deployed_of(row: &DeployedRow, restarts: u32) -> Deployed {
+    Deployed {
+        spec: row.spec.clone(),
+        spec_digest: row.spec_digest,
+        image: row.image_id.clone(),
+        revision: row.revision,
+        container: row.container.clone(),
+        generation: row.generation,
+        desired: row.desired,
+        stopped_by: row.stopped_by.as_ref().map(|stop| stop.by.clone()),
+        held_at: row.hold.as_ref().map(|hold| hold.revision),
+        baseline: row.baseline.clone(),
+        restarts,
+    }
+}

@@ -1,0 +1,134 @@
+//! Plans and deploys of a revision.
+
+use mcp_proto::{convert, v1};
+use mcp_spec::name::Target;
+use mcp_spec::plan::Options;
+use tonic::{Request, Response, Status};
+
+use super::Deployments;
+use super::carry_out::{order, part};
+use super::follow::Updates;
+use super::request::{
+    RequestKey, check_again, check_consent, check_plan_id, no_targets, plan_failure,
+    require_services, revision_of, targets_of,
+};
+use crate::auth::Role;
+use crate::planning::Wish;
+use crate::registry::Trigger;
+use crate::rpc::authenticate::caller;
+
+impl Deployments {
+    pub(super) async fn plan_of(
+        &self,
+        request: Request<v1::PlanRequest>,
+    ) -> Result<Response<v1::Plan>, Status> {
+        let request = request.into_inner();
+        let targets = targets_of(&request.targets)?;
+        let wish = Wish {
+            targets: (!targets.is_empty()).then_some(targets),
+            revision: revision_of(&request.revision),
+            options: Options {
+                force: request.force,
+                with_deps: request.with_deps,
+                jobs: false,
+            },
+            draft: request
+                .draft
+                .into_iter()
+                .map(|file| (file.path, file.content))
+                .collect(),
+            auto: false,
+            resolve_tags: false,
+        };
+        let planned = self
+            .agent
+            .planner
+            .deploy(&wish)
+            .await
+            .map_err(|error| plan_failure(&error))?;
+        Ok(Response::new(convert::plan(
+            &planned.plan,
+            self.agent.revisions.head(),
+        )))
+    }
+
+    pub(super) async fn carry_out_deploy(
+        &self,
+        request: Request<v1::DeployRequest>,
+    ) -> Result<Response<Updates>, Status> {
+        let identity = caller(&request)?;
+        let request = request.into_inner();
+        let targets = targets_of(&request.targets)?;
+        if targets.is_empty() && !request.all {
+            return Err(no_targets());
+        }
+        let targets = (!targets.is_empty()).then_some(targets);
+        require_services(&identity, targets.as_deref())?;
+        if request.force {
+            identity.require(Role::Admin)?;
+        }
+        let key = RequestKey::of(&request.request_id, Trigger::Deploy, &request)?;
+        if let Some(response) = self.repeated(&key).await? {
+            return Ok(response);
+        }
+        let wish = Wish {
+            targets,
+            revision: revision_of(&request.revision),
+            options: Options {
+                force: request.force,
+                with_deps: request.with_deps,
+                jobs: false,
+            },
+            draft: Vec::new(),
+            auto: false,
+            resolve_tags: true,
+        };
+        let planner = self.agent.planner.clone();
+        let planned = planner
+            .deploy(&wish)
+            .await
+            .map_err(|error| plan_failure(&error))?;
+        check_plan_id(&planned.plan, &request.plan_id)?;
+        check_consent(&planned.plan, request.yes)?;
+        let only = match wish.targets.as_deref() {
+            Some([target]) => target.component.clone(),
+            _ => None,
+        };
+        let order = order(&identity, Trigger::Deploy, planned.purpose);
+        let (by_id, yes) = (!request.plan_id.is_empty(), request.yes);
+        self.carry_out(
+            &identity,
+            planned,
+            key,
+            order,
+            move |service| {
+                let planner = planner.clone();
+                let mut wish = wish.clone();
+                let first = service.clone();
+                let name = service.service.clone();
+                wish.targets = Some(match wish.targets {
+                    Some(targets) => targets
+                        .into_iter()
+                        .filter(|target| target.service == name)
+                        .collect(),
+                    None => vec![Target {
+                        node: None,
+                        service: name,
+                        component: None,
+                    }],
+                });
+                Box::new(move || {
+                    let (planner, wish) = (planner.clone(), wish.clone());
+                    let first = first.clone();
+                    Box::pin(async move {
+                        let again = part(planner.deploy(&wish).await)?;
+                        check_again(&first, &again, by_id, yes)?;
+                        Ok(again)
+                    })
+                })
+            },
+            only.as_ref(),
+        )
+        .await
+    }
+}
