@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +25,7 @@ use crate::revisions::RevisionStore;
 use crate::runtime::Runtime;
 use crate::source::Source;
 use crate::watch::{self, Busy, Watch};
-use crate::{Agent, GRACE, RunError, error_chain, reconcile, retention};
+use crate::{Agent, GRACE, RunError, alert, error_chain, reconcile, retention};
 
 /// What an agent is made of: everything opened, nothing begun.
 #[derive(Debug)]
@@ -101,6 +102,14 @@ pub async fn assemble(
         services_dir: config.services_dir.clone(),
         max_age: config.watch.resync.as_duration() * 2,
     });
+    let outgoing = Arc::new(Notify::new());
+    let alerts = Arc::new(alert::Delivery::new(
+        config.node.clone(),
+        registry.clone(),
+        clock.clone(),
+        config.alert.clone(),
+        outgoing.clone(),
+    ));
     let agent = Arc::new(Agent {
         started_at: clock.now(),
         verifier,
@@ -114,6 +123,7 @@ pub async fn assemble(
         deployer,
         busy,
         heads: tokio::sync::watch::Sender::new(None),
+        alerts,
         clock,
         source: Source::default(),
         work: TaskTracker::new(),
@@ -141,6 +151,22 @@ pub async fn assemble(
         reconciling.await;
         Ok(())
     });
+    let judge = alert::Judge {
+        node: agent.config.node.clone(),
+        registry: agent.registry.clone(),
+        runtime: agent.runtime.clone(),
+        clock: agent.clock.clone(),
+        config: agent.config.alert.clone(),
+        outgoing,
+    };
+    let stop = tasks.shutdown.child_token();
+    tasks.spawn("alerts", async { Ok(judge.run(stop).await?) });
+    let delivery = Arc::clone(&agent.alerts);
+    let stop = tasks.shutdown.child_token();
+    tasks.spawn(
+        "alert-delivery",
+        async move { Ok(delivery.run(stop).await?) },
+    );
     let (registry, clock) = (agent.registry.clone(), agent.clock.clone());
     let kept = agent.config.watch.event_retention.as_duration();
     let stop = tasks.shutdown.child_token();

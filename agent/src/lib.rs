@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub mod alert;
 pub mod assemble;
 pub mod auth;
 pub mod blocking;
@@ -97,6 +98,8 @@ pub struct Agent {
     pub busy: Busy,
     /// Tells of new heads.
     pub heads: tokio::sync::watch::Sender<Option<CommitId>>,
+    /// Hands alerts to the operator's command.
+    pub alerts: Arc<alert::Delivery>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The upstream's state.
@@ -155,6 +158,9 @@ pub enum RunError {
     /// The revisions could not be written into the registry.
     #[error("the registry cannot catch up with the repository")]
     Intake(#[from] intake::IntakeError),
+    /// Alerts cannot be kept.
+    #[error(transparent)]
+    Alerts(#[from] alert::JudgeError),
     /// A deployment's task died.
     #[error(transparent)]
     Deployer(#[from] DeployerDied),
@@ -195,7 +201,7 @@ impl RunError {
             Self::Deployer(_) => "start the agent again: it finishes what was under way".to_owned(),
             Self::Revisions(_) => "restore the data directory from a backup".to_owned(),
             Self::OpenRegistry(error) => open_registry_hint(error),
-            Self::Registry(_) | Self::Intake(_) => {
+            Self::Registry(_) | Self::Intake(_) | Self::Alerts(_) => {
                 "look at the disk of the data directory, then start the agent again".to_owned()
             }
             Self::Listen { .. } => {

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tokio::sync::watch;
 
+mod alerts;
 mod audit;
 mod column;
 mod commit;
@@ -44,6 +45,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use alerts::{ConditionRow, Judgement, Outgoing};
 pub use audit::AuditRow;
 pub use commit::{Advanced, CommitDeployment, HistoryEntry, SetDeployed};
 pub use components::{Components, DeployedRow, HoldRow, StopOverride};

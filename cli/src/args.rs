@@ -252,6 +252,7 @@ commands! {
     Events(events),
     Logs(logs),
     Drift(drift),
+    Alert(alert),
     Completions(completions),
     Man(man),
     Version(version),

@@ -172,6 +172,8 @@ impl NodeClient {
         info(InfoRequest) -> InfoResponse in NodeService;
         /// Has the agent fetch from its upstream at once.
         fetch_source(FetchSourceRequest) -> FetchSourceResponse in NodeService;
+        /// Runs the node's alert command with a test alert.
+        test_alert(TestAlertRequest) -> TestAlertResponse in NodeService;
     }
 
     streaming! {

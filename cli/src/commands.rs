@@ -14,6 +14,7 @@ pub(crate) mod repository;
 pub(crate) mod rows;
 pub(crate) mod streams;
 
+pub(crate) mod alert;
 pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod deploy;

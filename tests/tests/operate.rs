@@ -23,6 +23,7 @@ mcp_tests::lanes!(
     unmanaged_containers_are_shown_and_not_touched,
     events_are_followed_and_resumed,
     logs_are_shown_by_component,
+    alert_reaches_the_command_and_so_does_its_end,
     history_and_why_tell_the_deployment,
     list_answers_with_the_engine_away,
     containers_come_back_after_the_engine,
@@ -383,6 +384,45 @@ fn logs_are_shown_by_component(lane: Lane) {
     // The engine reads the two streams side by side, so the last line may be of either; it is never the first of its own stream.
     assert_eq!(last.lines().count(), 1, "{last}");
     assert!(!last.contains("one"), "{last}");
+}
+
+fn alert_reaches_the_command_and_so_does_its_end(lane: Lane) {
+    let mut fleet = one(lane, "alert", "");
+    let engine = lane.shared();
+    let unset = fleet.mcp(&["alert", "test"]).exits(1);
+    assert!(unset.stderr.contains("[alert] command"), "{}", unset.stderr);
+    let node = fleet.node_mut("alert");
+    let got = node.data_dir().join("alerts.jsonl");
+    let script = format!("cat >> '{}'; echo delivered", got.display());
+    let mut config = std::fs::read_to_string(node.config()).unwrap();
+    config.push_str(&format!(
+        "\n[alert]\ncommand = [\"/bin/sh\", \"-c\", {script:?}]\n"
+    ));
+    std::fs::write(node.config(), config).unwrap();
+    node.kill().unwrap();
+    node.serve().unwrap();
+    let tested = fleet.mcp_json(&["alert", "test"]);
+    assert_eq!(text(&tested[0], "output"), "delivered");
+    engine.cli(&["rm", "-f", "alert-api"]).unwrap();
+    let alerts = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(&got).unwrap_or_default();
+        text.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    };
+    let state = |state: &'static str| {
+        eventually(state, Duration::from_secs(30), || {
+            Ok(alerts()
+                .into_iter()
+                .find(|alert| alert["condition"] == "drift" && alert["state"] == state))
+        })
+        .unwrap()
+    };
+    let firing = state("firing");
+    assert_eq!(text(&firing, "component"), "api");
+    assert!(text(&firing, "cause").contains("absent"), "{firing}");
+    fleet.mcp(&["deploy", "alert"]).ok();
+    state("recovered");
 }
 
 fn history_and_why_tell_the_deployment(lane: Lane) {

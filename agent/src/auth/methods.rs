@@ -31,7 +31,7 @@ const fn of(path: &'static str, role: Role) -> Method {
 
 /// Every method that the agent serves. Higher demands of single requests (`force`, volumes) are the
 /// handlers' to make, with [`super::Identity::require`].
-pub const METHODS: [Method; 31] = [
+pub const METHODS: [Method; 32] = [
     of("/mcp.v1.Revisions/Negotiate", Role::Viewer),
     Method {
         path: "/mcp.v1.Revisions/PushPack",
@@ -66,6 +66,7 @@ pub const METHODS: [Method; 31] = [
         role: Some(Role::Operator),
         limit: PACK,
     },
+    of("/mcp.v1.Node/TestAlert", Role::Operator),
     // Open: it says that the agent serves, and nothing else.
     Method {
         path: "/grpc.health.v1.Health/Check",

@@ -103,7 +103,7 @@ flap_window     = \"5m\"
 event_retention = \"90d\"
 
 # [alert]
-# command  = [\"/usr/local/bin/notify\"]   # JSON on standard input; also MCP_* variables
+# command  = [\"/usr/local/bin/notify\"]   # a JSON document on standard input, and MCP_* variables
 # timeout  = \"30s\"
 # cooldown = \"10m\"
 

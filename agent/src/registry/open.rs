@@ -28,7 +28,10 @@ const STATEMENTS: usize = 128;
 
 const MIGRATIONS: Migrations<'static> = Migrations::from_slice(MIGRATION_LIST);
 /// Migrations in order; one that was released is never edited.
-const MIGRATION_LIST: &[M<'static>] = &[M::up(include_str!("migrations/0001_registry.sql"))];
+const MIGRATION_LIST: &[M<'static>] = &[
+    M::up(include_str!("migrations/0001_registry.sql")),
+    M::up(include_str!("migrations/0002_alerts.sql")),
+];
 
 /// Opens the one connection that writes, and brings the schema up to date.
 pub(super) fn writing(path: &Path) -> Result<Connection, OpenError> {

@@ -12,6 +12,7 @@ use super::authenticate::caller;
 use super::registry::engine_status;
 use super::status;
 use crate::Agent;
+use crate::alert::DeliveryError;
 use crate::node::{NodeFacts, Usage};
 use crate::source::{self, Way};
 
@@ -113,5 +114,25 @@ impl v1::node_server::Node for Node {
         });
         let fetched = fetching.await.map_err(|_| status::stopping())??;
         Ok(Response::new(fetched))
+    }
+
+    async fn test_alert(
+        &self,
+        request: Request<v1::TestAlertRequest>,
+    ) -> Result<Response<v1::TestAlertResponse>, Status> {
+        let identity = caller(&request)?;
+        let agent = Arc::clone(&self.agent);
+        let shutdown = agent.shutdown.clone();
+        let testing = agent.alerts.clone();
+        let delivered = tokio::select! {
+            // The command is killed with its attempt.
+            () = shutdown.cancelled() => Err(DeliveryError::Stopping),
+            delivered = async { testing.test(&identity.subject).await } => delivered,
+        }
+        .map_err(|error| status::delivery(&error))?;
+        Ok(Response::new(v1::TestAlertResponse {
+            output: delivered.output,
+            duration_ms: u64::try_from(delivered.took.as_millis()).unwrap_or(u64::MAX),
+        }))
     }
 }

@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 use mcp_spec::revision::CommitId;
 
 use crate::TrustRootsError;
+use crate::alert::DeliveryError;
 use crate::auth::ForbiddenError;
 use crate::auth::token::TokenError;
 use crate::registry::RegistryError;
@@ -109,6 +110,20 @@ impl From<Failure> for Status {
         );
         Self::with_metadata(code, message, metadata)
     }
+}
+
+/// A test alert that did not arrive.
+pub(super) fn delivery(error: &DeliveryError) -> Status {
+    let code = match error {
+        DeliveryError::Unset => Code::FailedPrecondition,
+        DeliveryError::Stopping => Code::Unavailable,
+        _ => Code::Internal,
+    };
+    let mut failure = Failure::of(code, "alert-not-delivered", error).hint(error.hint());
+    if !error.output().is_empty() {
+        failure = failure.causes([format!("it said: {}", error.output())]);
+    }
+    failure.into()
 }
 
 fn cut(text: &mut String) {

@@ -41,7 +41,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
 }
 
 /// The nodes named on the command line, else the chosen ones.
-fn named<'a>(
+pub(crate) fn named<'a>(
     context: &'a Context,
     names: &[mcp_spec::name::NodeName],
 ) -> Result<Vec<&'a crate::config::NodeEntry>, crate::error::Failure> {

@@ -1,0 +1,4 @@
+//! The rules of alerts, with a real registry and a real command.
+
+mod conditions;
+mod delivery;
