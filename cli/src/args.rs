@@ -34,7 +34,7 @@ pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
     ),
     (
         "Observation",
-        &["list", "ps", "status", "events", "logs", "drift"],
+        &["list", "ps", "status", "events", "logs", "drift", "alert"],
     ),
     ("Shell", &["completions", "man", "version", "help"]),
 ];

@@ -270,7 +270,7 @@ impl Conditions {
         self.known.insert(key, condition);
     }
 
-    fn ends(&mut self, key: &ConditionKey, event: &EventRow, now: Timestamp, change: &mut Change) {
+    fn ends(&mut self, key: &ConditionKey, event: &EventRow, change: &mut Change) {
         let Some(condition) = self.known.get(key).filter(|condition| condition.holds) else {
             return;
         };
