@@ -54,6 +54,11 @@ pub trait Runtime: std::fmt::Debug + Send + Sync + 'static {
     /// that a container uses.
     async fn untag(&self, name: &KeepTag) -> Result<(), RuntimeError>;
 
+    /// The names of this kind that there are.
+    async fn kept(&self) -> Result<Vec<KeepTag>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
     /// Makes a container and does not start it.
     async fn create(&self, request: &ContainerRequest) -> Result<ContainerId, RuntimeError>;
 
@@ -188,6 +193,16 @@ pub struct KeepTag {
 }
 
 impl KeepTag {
+    /// The name that an engine shows as `localhost/mcp-keep/REPOSITORY:TAG`; `None` for any other.
+    #[must_use]
+    pub fn shown_as(name: &str) -> Option<Self> {
+        let (repository, tag) = name.strip_prefix("localhost/mcp-keep/")?.rsplit_once(':')?;
+        Some(Self {
+            repository: repository.to_owned(),
+            tag: tag.to_owned(),
+        })
+    }
+
     /// The repository with its prefix, without the tag.
     #[must_use]
     pub fn full_repository(&self) -> String {

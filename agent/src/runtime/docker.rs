@@ -316,6 +316,10 @@ impl Runtime for DockerRuntime {
         Err(errors::meaning(&answer, id.as_str()))
     }
 
+    async fn kept(&self) -> Result<Vec<KeepTag>, RuntimeError> {
+        images::kept(&self.send(images::list).await?)
+    }
+
     async fn untag(&self, name: &KeepTag) -> Result<(), RuntimeError> {
         let answer = self.send(|prefix| images::untag(prefix, name)).await?;
         // The last name of an image that a container uses stays, and with it the image.

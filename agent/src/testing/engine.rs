@@ -1,21 +1,19 @@
-//! An engine that does what a test tells it: containers are set by hand, calls are counted.
+//! An engine that does what a test tells it: containers can be set by hand, calls are counted, and
+//! what is made through the trait behaves as it does on podman, down to the names that its storage
+//! holds with no container to show for them.
 
-use std::collections::{BTreeMap, VecDeque};
+mod calls;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use async_trait::async_trait;
-use futures_util::StreamExt;
-use futures_util::stream::{self, BoxStream};
 use jiff::Timestamp;
-use mcp_spec::image::ImageRef;
+use mcp_spec::component::{ComponentSpec, Network, VolumeSource};
+use mcp_spec::image::Digest;
 use mcp_spec::observed::{ContainerId, ContainerState, ImageId, LiveContainer, label};
 use tokio::sync::{broadcast, watch};
 
-use crate::runtime::{
-    ContainerRequest, EngineEvent, EngineFacts, EngineName, ExecOutcome, ImageFacts, KeepTag,
-    LogLine, LogOptions, PullProgress, Runtime, RuntimeError,
-};
+use crate::runtime::{EngineEvent, ExecOutcome, KeepTag, RuntimeError};
 
 /// Events that a slow follower may be behind.
 const EVENTS: usize = 256;
@@ -33,9 +31,22 @@ struct Shared {
     calls: watch::Sender<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     containers: BTreeMap<ContainerId, LiveContainer>,
+    /// What those were made of that were made through the trait.
+    specs: BTreeMap<ContainerId, ComponentSpec>,
+    /// Names that the storage holds, with no container to show for them.
+    storage: BTreeSet<String>,
+    /// Images that were not there from the beginning, by reference: a pull brings them.
+    missing: BTreeSet<String>,
+    /// What the first process of an image's containers ends with, at once.
+    exits: BTreeMap<ImageId, i32>,
+    tags: BTreeMap<KeepTag, ImageId>,
+    networks: BTreeMap<String, BTreeMap<String, String>>,
+    volumes: BTreeMap<String, BTreeMap<String, String>>,
+    made: u64,
+    changes: u64,
     calls: BTreeMap<&'static str, u64>,
     away: bool,
     shares_pids: bool,
@@ -44,6 +55,44 @@ struct State {
     exec: Option<ExecOutcome>,
     refuses_start: bool,
     starts: u32,
+}
+
+impl State {
+    fn named(&self, id_or_name: &str) -> Option<ContainerId> {
+        let named =
+            |live: &&LiveContainer| live.id.as_str() == id_or_name || live.name == id_or_name;
+        Some(self.containers.values().find(named)?.id.clone())
+    }
+
+    fn is_taken(&self, name: &str) -> bool {
+        self.storage.contains(name) || self.containers.values().any(|live| live.name == name)
+    }
+
+    /// Whether a running container beside this one publishes one of its ports of the host.
+    fn port_is_taken(&self, id: &ContainerId) -> bool {
+        let ports = |id: &ContainerId| -> BTreeSet<_> {
+            let spec = self.specs.get(id);
+            let ports = spec.into_iter().flat_map(|spec| &spec.ports);
+            ports.map(|port| (port.host, port.protocol)).collect()
+        };
+        let wanted = ports(id);
+        let mut others = self.containers.values().filter(|live| live.id != *id);
+        others.any(|live| live.state.is_running() && !wanted.is_disjoint(&ports(&live.id)))
+    }
+
+    fn network_is_used(&self, name: &str) -> bool {
+        self.specs.values().any(|spec| match &spec.network {
+            Network::User(attachments) => attachments.contains_key(name),
+            _ => false,
+        })
+    }
+
+    fn volume_is_used(&self, name: &str) -> bool {
+        self.specs.values().any(|spec| {
+            let mut volumes = spec.volumes.values();
+            volumes.any(|volume| matches!(&volume.source, VolumeSource::Named(n) if n == name))
+        })
+    }
 }
 
 impl Default for ScriptedEngine {
@@ -205,210 +254,83 @@ impl ScriptedEngine {
         self.shared.calls.subscribe()
     }
 
+    /// The engine as it is now, apart from this one: neither sees what becomes of the other.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let copy = Self::default();
+        *copy.state() = self.state().clone();
+        copy
+    }
+
+    /// Every container that it shows.
+    #[must_use]
+    pub fn containers(&self) -> Vec<LiveContainer> {
+        self.state().containers.values().cloned().collect()
+    }
+
+    /// The names that its storage holds with no container to show for them.
+    #[must_use]
+    pub fn storage(&self) -> Vec<String> {
+        self.state().storage.iter().cloned().collect()
+    }
+
+    /// Makes its storage hold a name, as a create that was cut off half way does.
+    pub fn hold_in_storage(&self, name: &str) {
+        self.state().storage.insert(name.to_owned());
+    }
+
+    /// The names that keep images.
+    #[must_use]
+    pub fn tags(&self) -> Vec<(KeepTag, ImageId)> {
+        let state = self.state();
+        let tags = state.tags.iter();
+        tags.map(|(tag, image)| (tag.clone(), image.clone()))
+            .collect()
+    }
+
+    /// The networks and volumes, by name.
+    #[must_use]
+    pub fn belongings(&self) -> (Vec<String>, Vec<String>) {
+        let state = self.state();
+        (
+            state.networks.keys().cloned().collect(),
+            state.volumes.keys().cloned().collect(),
+        )
+    }
+
+    /// Puts a network and a volume of this name in place that are not the agent's.
+    pub fn put_belongings(&self, name: &str) {
+        let mut state = self.state();
+        state.networks.insert(name.to_owned(), BTreeMap::new());
+        state.volumes.insert(name.to_owned(), BTreeMap::new());
+    }
+
+    /// Takes an image away: only a pull brings it back.
+    pub fn lose_image(&self, reference: &str) {
+        self.state().missing.insert(reference.to_owned());
+    }
+
+    /// Makes the first process of every container of this image end at once.
+    pub fn end_at_once(&self, reference: &str, code: i32) {
+        self.state().exits.insert(Self::image_id(reference), code);
+    }
+
+    /// How many calls have changed anything so far.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.state().changes
+    }
+
+    /// The id of the image with this reference.
+    #[must_use]
+    pub fn image_id(reference: &str) -> ImageId {
+        ImageId::new(format!("sha256:{}", Digest::of(reference.as_bytes()).hex()))
+    }
+
     fn unscripted<T>(what: &str) -> Result<T, RuntimeError> {
         Err(RuntimeError::Unsupported {
             what: what.to_owned(),
             why: "no test has scripted it".to_owned(),
         })
-    }
-}
-
-#[async_trait]
-impl Runtime for ScriptedEngine {
-    async fn facts(&self) -> Result<EngineFacts, RuntimeError> {
-        let state = self.call("facts")?;
-        Ok(EngineFacts {
-            name: EngineName::Podman,
-            version: "4.3.1".to_owned(),
-            rootless: false,
-            limits: true,
-            shares_pids: state.shares_pids,
-        })
-    }
-
-    async fn list(&self) -> Result<Vec<LiveContainer>, RuntimeError> {
-        // A real engine lets others run meanwhile.
-        tokio::task::yield_now().await;
-        let state = self.call("list")?;
-        Ok(state
-            .containers
-            .values()
-            .cloned()
-            .map(|mut live| {
-                live.fields.clear();
-                live.addresses.clear();
-                live.started_at = None;
-                live.finished_at = None;
-                if let ContainerState::Running { pid } = &mut live.state {
-                    *pid = None;
-                }
-                live
-            })
-            .collect())
-    }
-
-    async fn inspect(&self, id_or_name: &str) -> Result<Option<LiveContainer>, RuntimeError> {
-        tokio::task::yield_now().await;
-        let mut state = self.call("inspect")?;
-        let id = ContainerId::new(id_or_name);
-        if let Some(live) = state.stale.get_mut(&id).and_then(VecDeque::pop_front) {
-            return Ok(Some(live));
-        }
-        Ok(state
-            .containers
-            .values()
-            .find(|live| live.id == id || live.name == id_or_name)
-            .cloned())
-    }
-
-    async fn image(&self, _image: &ImageRef) -> Result<Option<ImageFacts>, RuntimeError> {
-        Self::unscripted("image")
-    }
-
-    async fn image_by_id(&self, _id: &ImageId) -> Result<Option<ImageFacts>, RuntimeError> {
-        Self::unscripted("image_by_id")
-    }
-
-    async fn pull(
-        &self,
-        _image: &ImageRef,
-        _progress: &(dyn Fn(PullProgress) + Send + Sync),
-    ) -> Result<ImageFacts, RuntimeError> {
-        Self::unscripted("pull")
-    }
-
-    async fn tag(&self, _id: &ImageId, _name: &KeepTag) -> Result<(), RuntimeError> {
-        Self::unscripted("tag")
-    }
-
-    async fn untag(&self, _name: &KeepTag) -> Result<(), RuntimeError> {
-        Self::unscripted("untag")
-    }
-
-    async fn create(&self, _request: &ContainerRequest) -> Result<ContainerId, RuntimeError> {
-        Self::unscripted("create")
-    }
-
-    async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        let mut state = self.call("start")?;
-        if state.refuses_start {
-            return Err(RuntimeError::PortTaken {
-                cause: "address already in use".to_owned(),
-            });
-        }
-        state.starts += 1;
-        let started_at = Timestamp::UNIX_EPOCH + Duration::from_secs(state.starts.into());
-        let Some(live) = state.containers.get_mut(id) else {
-            return Err(RuntimeError::NotFound {
-                what: format!("container {id}"),
-            });
-        };
-        if !live.state.is_running() {
-            live.state = ContainerState::Running { pid: None };
-            live.started_at = Some(started_at);
-            live.finished_at = None;
-        }
-        drop(state);
-        self.tell(id, "start", None);
-        Ok(())
-    }
-
-    async fn stop(&self, id: &ContainerId, _grace: Duration) -> Result<(), RuntimeError> {
-        drop(self.call("stop")?);
-        self.exit(id.as_str(), 143, Timestamp::UNIX_EPOCH, false);
-        Ok(())
-    }
-
-    async fn signal(&self, _id: &ContainerId, _signal: &str) -> Result<(), RuntimeError> {
-        Self::unscripted("signal")
-    }
-
-    async fn rename(&self, _id: &ContainerId, _name: &str) -> Result<(), RuntimeError> {
-        Self::unscripted("rename")
-    }
-
-    async fn remove(&self, id_or_name: &str) -> Result<(), RuntimeError> {
-        drop(self.call("remove")?);
-        self.destroy(id_or_name);
-        Ok(())
-    }
-
-    async fn ensure_network(
-        &self,
-        _name: &str,
-        _labels: &BTreeMap<String, String>,
-    ) -> Result<bool, RuntimeError> {
-        Self::unscripted("ensure_network")
-    }
-
-    async fn networks(&self, _label: &str, _value: &str) -> Result<Vec<String>, RuntimeError> {
-        Self::unscripted("networks")
-    }
-
-    async fn remove_network(&self, _name: &str) -> Result<bool, RuntimeError> {
-        Self::unscripted("remove_network")
-    }
-
-    async fn ensure_volume(
-        &self,
-        _name: &str,
-        _labels: &BTreeMap<String, String>,
-    ) -> Result<bool, RuntimeError> {
-        Self::unscripted("ensure_volume")
-    }
-
-    async fn volumes(&self, _label: &str, _value: &str) -> Result<Vec<String>, RuntimeError> {
-        Self::unscripted("volumes")
-    }
-
-    async fn remove_volume(&self, _name: &str) -> Result<(), RuntimeError> {
-        Self::unscripted("remove_volume")
-    }
-
-    async fn exec(
-        &self,
-        _id: &ContainerId,
-        _command: &[String],
-        _timeout: Duration,
-    ) -> Result<ExecOutcome, RuntimeError> {
-        let state = self.call("exec")?;
-        match &state.exec {
-            Some(outcome) => Ok(outcome.clone()),
-            None => Self::unscripted("exec"),
-        }
-    }
-
-    async fn logs(
-        &self,
-        _id: &ContainerId,
-        _options: &LogOptions,
-    ) -> Result<BoxStream<'static, Result<LogLine, RuntimeError>>, RuntimeError> {
-        Self::unscripted("logs")
-    }
-
-    async fn events(
-        &self,
-    ) -> Result<BoxStream<'static, Result<EngineEvent, RuntimeError>>, RuntimeError> {
-        drop(self.call("events")?);
-        let receiver = self
-            .shared
-            .events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .subscribe();
-        Ok(
-            stream::unfold(receiver, async |mut receiver| match receiver.recv().await {
-                Ok(event) => Some((Ok(event), receiver)),
-                Err(broadcast::error::RecvError::Lagged(missed)) => Some((
-                    Err(RuntimeError::Uncertain {
-                        call: "events",
-                        cause: format!("{missed} events were lost"),
-                    }),
-                    receiver,
-                )),
-                Err(broadcast::error::RecvError::Closed) => None,
-            })
-            .boxed(),
-        )
     }
 }

@@ -105,6 +105,30 @@ pub(super) fn untag(prefix: &str, name: &KeepTag) -> Call {
     Call::delete("untag", format!("{prefix}/images/{name}?force=0&noprune=1"))
 }
 
+/// Lists the images with their names. A filter by name means something else on each engine.
+pub(super) fn list(prefix: &str) -> Call {
+    Call::get("images", format!("{prefix}/images/json"))
+}
+
+/// The names of the agent's own in such a list.
+pub(super) fn kept(answer: &Answer) -> Result<Vec<KeepTag>, RuntimeError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Listed {
+        #[serde(default)]
+        repo_tags: Option<Vec<String>>,
+    }
+    if !answer.status.is_success() {
+        return Err(answer.refusal());
+    }
+    let listed: Vec<Listed> = answer.parsed()?;
+    let names = listed.iter().filter_map(|image| image.repo_tags.as_ref());
+    Ok(names
+        .flatten()
+        .filter_map(|name| KeepTag::shown_as(name))
+        .collect())
+}
+
 /// Pulls an image.
 pub(super) async fn pull(
     http: &Http,
