@@ -87,6 +87,8 @@ pub async fn assemble(
         services_dir: config.services_dir.clone(),
         slots: tokio::sync::Semaphore::new(config.runtime.concurrency),
         sightings: watch.sightings(),
+        desired: desired.clone(),
+        upkeep: deploy::context::Upkeep::default(),
     });
     let (deployer, mut deploying) = deploy::deployer(context, busy.clone());
     deploying.recover().await?;

@@ -23,6 +23,7 @@ mod clean;
 mod commitment;
 mod compensate;
 pub mod context;
+mod debris;
 mod execute;
 mod execution;
 mod failure;
@@ -39,12 +40,16 @@ mod revive;
 pub mod stage;
 mod steps;
 mod switch;
+#[cfg(test)]
+mod tests;
 mod turn;
 
 pub use context::Context;
 pub use execution::Order;
 pub use feed::{Ended, Feed, Step};
 pub use lanes::{DeployerDied, DeployerTask};
+
+use lanes::Sweeping;
 
 use crate::registry::{DeploymentId, RegistryError};
 use crate::watch::{Busy, Revive, Revived};
@@ -226,6 +231,7 @@ pub fn deployer(context: Arc<Context>, busy: Busy) -> (Deployer, DeployerTask) {
         feeds,
         lanes: BTreeMap::new(),
         running: JoinSet::new(),
+        sweeping: Sweeping::at_once(),
     };
     (handle, task)
 }

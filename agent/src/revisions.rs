@@ -37,7 +37,7 @@ mod tree_files;
 mod trees;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::{HighWaterTrouble, IntroductionFault, ReceiveError};
 pub use limits::Limits;

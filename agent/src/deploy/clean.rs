@@ -1,11 +1,11 @@
 //! Clearing away what nothing needs any more: containers, staged files, networks, volumes and the
 //! names that keep images. What cannot be removed is left; it changes no outcome.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mcp_spec::component::{ComponentSpec, Network, VolumeSource};
 use mcp_spec::name::{ComponentKey, ComponentName};
-use mcp_spec::observed::{ContainerId, label};
+use mcp_spec::observed::{ContainerId, ImageId, label};
 use mcp_spec::plan::ActionKind;
 use tokio::time::Instant;
 
@@ -24,11 +24,15 @@ impl Execution {
             Ok(steps) => steps,
             Err(error) => {
                 tracing::error!(deployment = %self.id, %error, "cannot read the journal to clear away");
-                return;
+                return self.left_over();
             }
         };
         let makings = super::recover::makings(&steps);
         let made = super::recover::made(&steps);
+        let images: Vec<ImageId> = makings
+            .values()
+            .filter_map(|making| making.image.clone())
+            .collect();
         let until = Instant::now() + IN_FLIGHT;
         for (component, making) in &makings {
             let key = self.key(component);
@@ -43,14 +47,11 @@ impl Execution {
                     self.remove_container(component, &live.id).await;
                 }
                 Ok(Some(_)) => {}
-                Ok(None) => {
-                    // A generation's name is the agent's own: podman may still hold it in its storage.
-                    if making.name != key.container_name() {
-                        drop(self.context.runtime.remove(&making.name).await);
-                    }
-                }
+                // Podman may still hold the name in its storage, with no container to show for it.
+                Ok(None) => drop(self.context.runtime.remove(&making.name).await),
                 Err(error) => {
                     tracing::warn!(deployment = %self.id, name = making.name, %error, "cannot look for a leftover");
+                    self.left_over();
                 }
             }
             self.remove_files(component, making.generation).await;
@@ -63,6 +64,7 @@ impl Execution {
                 .map(|after| &after.spec),
         )
         .await;
+        self.drop_images(images.into_iter()).await;
     }
 
     /// A component that was not reached keeps what it has; what was made for it goes.
@@ -78,7 +80,6 @@ impl Execution {
     /// Removes old containers, files, networks and kept images that nothing needs any more.
     pub(super) async fn clean(
         &self,
-        made: &BTreeMap<ComponentName, Made>,
         failed: &BTreeMap<ComponentName, PartFailure>,
         keep_before: Vec<(ComponentKey, mcp_spec::observed::ImageId)>,
     ) {
@@ -123,23 +124,31 @@ impl Execution {
         if self.order.volumes {
             self.drop_volumes().await;
         }
-        if !made.is_empty() {
-            self.drop_images(keep_before).await;
+        self.drop_images(keep_before.into_iter().map(|(_, image)| image))
+            .await;
+    }
+
+    /// Lets go of those images that will not be needed again.
+    pub(super) async fn drop_images(&self, images: impl Iterator<Item = ImageId>) {
+        let images: BTreeSet<ImageId> = images.collect();
+        if images.is_empty() {
+            return;
+        }
+        let Ok(keep) = self.context.registry.images_to_keep().await else {
+            return self.left_over();
+        };
+        let keep: BTreeSet<ImageId> = keep.into_iter().map(|(_, image)| image).collect();
+        for image in images.difference(&keep) {
+            if let Err(error) = self.context.runtime.untag(&keep_tag(image)).await {
+                tracing::warn!(image = %image, %error, "cannot let go of an image");
+                self.left_over();
+            }
         }
     }
 
-    /// Lets go of the images that the deployment pushed out of what may be needed again.
-    async fn drop_images(&self, before: Vec<(ComponentKey, mcp_spec::observed::ImageId)>) {
-        let Ok(keep) = self.context.registry.images_to_keep().await else {
-            return;
-        };
-        for (_, image) in before {
-            if keep.iter().all(|(_, kept)| *kept != image)
-                && let Err(error) = self.context.runtime.untag(&keep_tag(&image)).await
-            {
-                tracing::warn!(image = %image, %error, "cannot let go of an image");
-            }
-        }
+    /// Something could not be cleared away: the next sweep takes it up.
+    pub(super) fn left_over(&self) {
+        self.context.upkeep.debris.notify_one();
     }
 
     /// Removes those networks of `specs` that the agent made and no deployed component joins.
@@ -193,6 +202,7 @@ impl Execution {
                 && let Err(error) = runtime.remove_network(&name).await
             {
                 tracing::warn!(network = name, %error, "cannot remove a network");
+                self.left_over();
             }
         }
     }
@@ -245,6 +255,7 @@ impl Execution {
                 deployment = %self.id, component = %component, container = container.short(), %error,
                 "cannot remove a container; the next sweep tries again"
             );
+            self.left_over();
         }
     }
 
@@ -252,6 +263,7 @@ impl Execution {
         let (staging, key) = (self.context.staging.clone(), self.key(component));
         if let Err(error) = blocking(move || staging.remove(&key, generation)).await {
             tracing::warn!(component = %component, generation, %error, "cannot remove staged files");
+            self.left_over();
         }
     }
 }

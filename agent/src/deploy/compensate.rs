@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::ContainerId;
 use mcp_spec::plan::{Action, ActionKind};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::execution::Execution;
 use super::failure::PartFailure;
@@ -19,13 +19,19 @@ use super::feed::Ended;
 use super::outcome;
 use super::prepare::{Made, generation_name};
 use super::steps::{rename, rename_away, send_signals, start, stop_container};
-use super::switch::Outcome as Switching;
+use super::switch::{Outcome as Switching, share_a_port};
 use crate::blocking::blocking;
 use crate::registry::{DeploymentRow, DeploymentState, Outcome, StepPhase, Trigger};
 use crate::runtime::LogOptions;
 
 /// How long compensation waits for an engine that is away.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How often a component is put back before it is given up: within about six seconds.
+const TRIES: u32 = 7;
+
+/// First pause between two tries.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Log lines that stay with a deployment of a container that failed its gate.
 const KEPT_LINES: u32 = 200;
@@ -83,6 +89,81 @@ impl Execution {
         self.put_all_back(row, made, switching, logs).await
     }
 
+    /// The stop did not come about: what ran is wanted again, reached or not, and what had been
+    /// stopped before is stopped as it was.
+    async fn take_stop_back(&self) {
+        for action in &self.plan.actions {
+            let ran = action.before.as_ref().is_some_and(|before| before.running);
+            let stop = match self.old.get(&action.component) {
+                // After a crash the row tells of this very stop.
+                _ if self.is_resumed() && ran => None,
+                Some(old) if !self.is_resumed() => old.stopped_by.clone(),
+                _ => continue,
+            };
+            let registry = &self.context.registry;
+            self.context
+                .insist("that a stop did not come about", || {
+                    let keys = vec![self.key(&action.component)];
+                    registry.set_stop(keys, stop.clone(), Vec::new())
+                })
+                .await;
+        }
+    }
+
+    /// Stops new containers that hold a port of the host which the old one of another component takes
+    /// again.
+    async fn free_ports_for(
+        &self,
+        component: &ComponentName,
+        made: &BTreeMap<ComponentName, Made>,
+    ) -> Result<(), PartFailure> {
+        let Some(old) = self.old_specs.get(component) else {
+            return Ok(());
+        };
+        for (other, made) in made.iter().filter(|(other, _)| *other != component) {
+            let Some(action) = self.action(other).filter(|_| self.is_touched(other)) else {
+                continue;
+            };
+            let after = action.after.as_ref();
+            if after.is_some_and(|after| share_a_port(&after.spec, old)) {
+                let deadline = Instant::now() + PATIENCE;
+                stop_container(self, &made.container, grace(action), deadline).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a component back, and does not give up at the first refusal: nothing would run. An engine
+    /// that is away is waited for.
+    async fn insist_on_putting_back(
+        &self,
+        action: &Action,
+        made: &BTreeMap<ComponentName, Made>,
+    ) -> Result<PutBack, PartFailure> {
+        let mut pause = FIRST_PAUSE;
+        for _ in 1..TRIES {
+            match self.put_one_back(action, made).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(failure) => {
+                    tracing::warn!(deployment = %self.id, component = %action.component, %failure, "cannot put back what ran before; trying again");
+                }
+            }
+            self.context.engine_was_away().await;
+            sleep(pause).await;
+            pause *= 2;
+        }
+        self.put_one_back(action, made).await
+    }
+
+    async fn put_one_back(
+        &self,
+        action: &Action,
+        made: &BTreeMap<ComponentName, Made>,
+    ) -> Result<PutBack, PartFailure> {
+        self.free_ports_for(&action.component, made).await?;
+        put_back(self, action, made.get(&action.component)).await
+    }
+
     /// The compensation itself, which a crash can cut off and recovery makes again.
     pub(super) async fn put_all_back(
         &self,
@@ -97,21 +178,7 @@ impl Execution {
             let Some(action) = self.action(&component) else {
                 continue;
             };
-            let mut result = put_back(self, action, made.get(&component)).await;
-            // Giving up while the engine is away would leave nothing running.
-            let mut more_tries = 2_u32;
-            while let Err(PartFailure::Engine { source, .. }) = &result
-                && source.is_away()
-            {
-                if !self.context.engine_was_away().await {
-                    if more_tries == 0 {
-                        break;
-                    }
-                    more_tries -= 1;
-                }
-                result = put_back(self, action, made.get(&component)).await;
-            }
-            match result {
+            match self.insist_on_putting_back(action, &made).await {
                 Ok(outcome) => {
                     put.insert(component, outcome);
                 }
@@ -121,13 +188,11 @@ impl Execution {
             }
         }
         if self.order.trigger == Trigger::Stop {
-            // The stop did not come about: what runs again is wanted again.
-            let keys: Vec<ComponentKey> = put.keys().map(|component| self.key(component)).collect();
-            if let Err(error) = self.context.registry.set_stop(keys, None, Vec::new()).await {
-                tracing::error!(deployment = %self.id, %error, "cannot take the stop back");
-            }
+            self.take_stop_back().await;
         }
         clear_new(self, &made, &put, &stuck).await;
+        self.drop_images(made.values().map(|made| made.image.clone()))
+            .await;
         self.drop_networks(
             self.plan
                 .actions

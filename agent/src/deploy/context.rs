@@ -7,19 +7,24 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use mcp_spec::name::NodeName;
 use mcp_spec::observed::LiveContainer;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::stage::Staging;
 use crate::clock::Clock;
+use crate::desired::Desired;
 use crate::random::Random;
-use crate::registry::Registry;
+use crate::registry::{Registry, RegistryError};
 use crate::revisions::RevisionStore;
 use crate::runtime::{EngineFacts, Runtime, RuntimeError};
 use crate::watch::Sightings;
 
 /// Longest pause between two attempts at an engine that is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How often a write that must be made is tried: for about half a minute in all.
+const WRITES: u32 = 12;
 
 /// How long a create that was under way when the agent was killed may go on in the engine.
 pub(super) const IN_FLIGHT: Duration = Duration::from_secs(3);
@@ -49,6 +54,19 @@ pub struct Context {
     pub slots: Semaphore,
     /// What deployments see of containers goes straight to the watch.
     pub sightings: Sightings,
+    /// The head's definitions: what they dropped is no longer kept for its logs.
+    pub desired: Arc<Desired>,
+    /// What deployments leave to the deployer.
+    pub upkeep: Upkeep,
+}
+
+/// What deployments leave to the deployer.
+#[derive(Debug, Default)]
+pub struct Upkeep {
+    /// Something could not be cleared away.
+    pub(super) debris: Notify,
+    /// Something could not be written down that must be: the agent has to end, and recovery to go on.
+    pub(super) broken: CancellationToken,
 }
 
 /// What came of looking at the engine after a call that failed.
@@ -94,6 +112,25 @@ impl Context {
             sleep(LONGEST_PAUSE).await;
         }
         waited
+    }
+
+    /// Writes what must not be lost: without it recovery would take up again what has ended. Where the
+    /// registry takes it in no way the agent ends, and this never returns.
+    pub(super) async fn insist<R>(&self, what: &'static str, write: impl Fn() -> R)
+    where
+        R: Future<Output = Result<(), RegistryError>>,
+    {
+        let mut pause = Duration::from_millis(50);
+        for _ in 0..WRITES {
+            let Err(error) = write().await else {
+                return;
+            };
+            tracing::error!(%error, what, "cannot be written down; trying again");
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        self.upkeep.broken.cancel();
+        std::future::pending().await
     }
 
     /// Makes a call and settles every doubt by looking: a call that failed and whose effect is there

@@ -224,7 +224,7 @@ impl Execution {
             &self.kept_logs(&made, &switching).await,
         );
         self.clear_unreached(&made).await;
-        self.clean(&made, &switching.failed, keep_before).await;
+        self.clean(&switching.failed, keep_before).await;
         let failed = outcome::failure_text(self, &switching.failed);
         let (state, outcome, error) = match (failed, not_converged) {
             (Some(error), _) => (DeploymentState::Failed, Outcome::Failed, Some(error)),
@@ -257,7 +257,7 @@ impl Execution {
             })
             .collect();
         self.clear_unreached(&made).await;
-        self.clean(&made, &failed, Vec::new()).await;
+        self.clean(&failed, Vec::new()).await;
         // The rows of removed components are gone already, and with them the names of their networks.
         self.drop_networks_of_service().await;
         let (state, outcome) = if failed.is_empty() {
@@ -297,9 +297,12 @@ impl Execution {
         row.error = error;
         row.finished_at = Some(now);
         let finish = outcome::finish(self, &row, &records, quarantined);
-        if let Err(error) = self.context.registry.finish(finish).await {
-            tracing::error!(deployment = %self.id, %error, "cannot write the end of a deployment down");
-        }
+        let registry = &self.context.registry;
+        self.context
+            .insist("the end of a deployment", || {
+                registry.finish(finish.clone())
+            })
+            .await;
         self.feed.tell(None, "cleaned", "");
         Ended {
             row,

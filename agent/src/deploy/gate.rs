@@ -120,6 +120,7 @@ pub(super) async fn pass(
                     detail: "its stable time did not fit into the deadline".to_owned(),
                 });
             }
+            return still_runs(context, live, deadline).await;
         }
     }
     Ok(live.clone())
@@ -188,6 +189,31 @@ async fn healthy(
             });
         }
         sleep_until(next).await;
+    }
+}
+
+/// Makes sure that time has not passed for want of an answer: an engine that is away shows no end.
+async fn still_runs(
+    context: &Context,
+    live: &LiveContainer,
+    deadline: Instant,
+) -> Result<LiveContainer, GateFailure> {
+    loop {
+        match look(context, live).await {
+            Ok(now) if now.state.is_running() && now.started_at == live.started_at => {
+                return Ok(now);
+            }
+            Ok(now) => {
+                return Err(match now.state {
+                    ContainerState::Exited { code, oom } => GateFailure::Exited { code, oom },
+                    _ => GateFailure::Gone,
+                });
+            }
+            Err(GateFailure::Engine(error)) if error.is_away() && Instant::now() < deadline => {
+                sleep(LOOK_PACE).await;
+            }
+            Err(failure) => return Err(failure),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::failure::PartFailure;
 use super::prepare::Befallen;
 use crate::runtime::{ImageFacts, KeepTag};
 
-/// Resolves every image once, however many components share it, and keeps each from pruning.
+/// Resolves every image once, however many components share it.
 pub(super) async fn resolve_images(
     execution: &Execution,
     creating: &[(&Action, &After)],
@@ -41,9 +41,6 @@ pub(super) async fn resolve_images(
         let (image, recorded, anew, never) = wish;
         let first = components[0];
         let facts = resolve(execution, first, &image, recorded.as_ref(), anew, never)
-            .await
-            .map_err(|failure| (first.clone(), failure))?;
-        keep(&execution.context, &facts.id)
             .await
             .map_err(|failure| (first.clone(), failure))?;
         Ok::<_, Befallen>(
@@ -133,6 +130,24 @@ pub(super) fn keep_tag(id: &ImageId) -> KeepTag {
         repository: "image".to_owned(),
         tag: digits.get(..24).unwrap_or(digits).to_owned(),
     }
+}
+
+/// Keeps each image from pruning. The journal names them by now, so that what is kept for nothing is
+/// let go again.
+pub(super) async fn keep_images(
+    context: &Context,
+    images: &BTreeMap<ComponentName, ImageFacts>,
+) -> Result<(), Befallen> {
+    let mut distinct: BTreeMap<&ImageId, &ComponentName> = BTreeMap::new();
+    for (component, facts) in images {
+        distinct.entry(&facts.id).or_insert(component);
+    }
+    try_join_all(distinct.into_iter().map(|(id, component)| async move {
+        let kept = keep(context, id).await;
+        kept.map_err(|failure| (component.clone(), failure))
+    }))
+    .await?;
+    Ok(())
 }
 
 async fn keep(context: &Context, id: &ImageId) -> Result<(), PartFailure> {

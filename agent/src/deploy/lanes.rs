@@ -4,15 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use mcp_spec::name::{ComponentName, ServiceName};
 use mcp_spec::plan::ServicePlan;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
+use super::debris::{SweepError, Swept, sweep};
 use super::feed::{Ended, Feed};
 use super::line::Line;
 use super::recover::{self, Journalled};
@@ -24,6 +27,15 @@ use crate::registry::{
 };
 use crate::watch::{Busy, Revive, Revived};
 
+/// Time from something that was left over to the first sweep; doubles while anything is left.
+const FIRST_SWEEP: Duration = Duration::from_secs(5);
+
+/// Longest time between two sweeps. A sweep is one list and two short calls.
+const LONGEST_SWEEP: Duration = Duration::from_secs(600);
+
+/// How often recovery of one deployment is begun again where the registry fails.
+const RECOVERIES: u32 = 5;
+
 /// Ended deployments whose feed is kept in memory for late followers.
 const ENDED: usize = 256;
 
@@ -34,7 +46,50 @@ pub struct DeployerTask {
     pub(super) inbox: mpsc::Receiver<Command>,
     pub(super) feeds: Arc<Mutex<Feeds>>,
     pub(super) lanes: BTreeMap<ServiceName, Lane>,
-    pub(super) running: JoinSet<(ServiceName, Option<Arc<Ended>>)>,
+    pub(super) running: JoinSet<Done>,
+    pub(super) sweeping: Sweeping,
+}
+
+/// What has ended.
+pub(super) enum Done {
+    /// What had the lane of a service.
+    Lane(ServiceName),
+    /// A sweep.
+    Sweep(Result<Swept, SweepError>),
+}
+
+/// When debris is swept next.
+pub(super) struct Sweeping {
+    /// Tells a sweep that runs that a deployment waits.
+    under_way: Option<CancellationToken>,
+    next: Instant,
+    pause: Duration,
+}
+
+impl Sweeping {
+    /// At once: what a crash left behind.
+    pub(super) fn at_once() -> Self {
+        Self {
+            under_way: None,
+            next: Instant::now(),
+            pause: FIRST_SWEEP,
+        }
+    }
+
+    /// Something is known to have been left behind.
+    fn soon(&mut self) {
+        self.pause = FIRST_SWEEP;
+        self.next = self.next.min(Instant::now() + FIRST_SWEEP);
+    }
+
+    fn ended(&mut self, swept: &Result<Swept, SweepError>) {
+        let left = swept
+            .as_ref()
+            .map_or(true, |swept| swept.left > 0 || swept.is_full());
+        let pause = if left { self.pause } else { LONGEST_SWEEP };
+        self.pause = (self.pause * 2).min(LONGEST_SWEEP);
+        self.next = Instant::now() + pause;
+    }
 }
 
 /// The lane of one service.
@@ -97,14 +152,10 @@ impl DeployerTask {
             self.running.spawn(async move {
                 let _guard = guard;
                 for (row, feed) in rows.into_iter().zip(feeds) {
-                    match recover::resume(context.clone(), row, feed.clone()).await {
-                        Ok(ended) => feed.end(ended),
-                        Err(error) => {
-                            tracing::error!(%error, "cannot go on with a deployment that was cut off");
-                        }
-                    }
+                    let ended = resume(&context, row, &feed).await;
+                    feed.end(ended);
                 }
-                (service, None)
+                Done::Lane(service)
             });
         }
         Ok(count)
@@ -118,20 +169,29 @@ impl DeployerTask {
     /// [`DeployerDied`] where a deployment's task panicked: the agent ends, and recovery finishes the
     /// work.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), DeployerDied> {
+        let upkeep = self.context.clone();
         loop {
             tokio::select! {
-                // All three arms may be cancelled: each only receives. Ends come first, so that a
-                // lane is free as soon as it can be.
+                // All arms may be cancelled: each only receives or waits. Ends come first, so that a
+                // lane is free as soon as it can be; a sweep comes last.
                 biased;
                 () = stop.cancelled() => break,
                 Some(ended) = self.running.join_next() => {
-                    let (service, _) = ended.map_err(|error| DeployerDied { cause: error.to_string() })?;
-                    self.next(&service).await;
+                    match ended.map_err(|error| DeployerDied { cause: error.to_string() })? {
+                        Done::Lane(service) => self.next(&service).await,
+                        Done::Sweep(swept) => self.swept(&swept).await,
+                    }
                 }
+                () = upkeep.upkeep.broken.cancelled() => {
+                    let cause = "the end of a deployment cannot be written down".to_owned();
+                    return Err(DeployerDied { cause });
+                }
+                () = upkeep.upkeep.debris.notified() => self.sweeping.soon(),
                 command = self.inbox.recv() => match command {
                     Some(command) => self.obey(command).await,
                     None => break,
                 },
+                () = sleep_until(self.sweeping.next), if self.running.is_empty() => self.sweep(),
             }
         }
         for lane in self.lanes.values() {
@@ -185,7 +245,7 @@ impl DeployerTask {
             volumes: submission.order.volumes,
             restores: submission.order.restores.clone(),
         };
-        let free = lane.running.is_none();
+        let free = lane.running.is_none() && self.sweeping.under_way.is_none();
         let row = DeploymentRow {
             id: DeploymentId::from_bits(self.context.random.bits()),
             service: service.clone(),
@@ -232,6 +292,9 @@ impl DeployerTask {
                 "queued",
                 "another deployment of the service is under way",
             );
+            if let Some(hurry) = &self.sweeping.under_way {
+                hurry.cancel();
+            }
             self.supersede(&service, &waiting).await;
             if let Some(lane) = self.lanes.get_mut(&service) {
                 lane.queue.push_back(waiting);
@@ -371,15 +434,36 @@ impl DeployerTask {
             let _guard = guard;
             let feed = waiting.feed.clone();
             let ended = take_turn(context, waiting, waited, line, cancel, superseded).await;
-            feed.end(ended.clone());
-            (service, Some(Arc::new(ended)))
+            feed.end(ended);
+            Done::Lane(service)
         });
+    }
+
+    /// Clears away what deployments left behind; meanwhile they wait.
+    fn sweep(&mut self) {
+        let hurry = CancellationToken::new();
+        self.sweeping.under_way = Some(hurry.clone());
+        let context = self.context.clone();
+        self.running
+            .spawn(async move { Done::Sweep(sweep(&context, hurry).await) });
+    }
+
+    async fn swept(&mut self, swept: &Result<Swept, SweepError>) {
+        if let Err(error) = swept {
+            tracing::debug!(%error, "cannot look for what was left behind");
+        }
+        self.sweeping.under_way = None;
+        self.sweeping.ended(swept);
+        let waiting: Vec<ServiceName> = self.lanes.keys().cloned().collect();
+        for service in waiting {
+            self.next(&service).await;
+        }
     }
 
     fn revive(&mut self, revive: Revive, reply: oneshot::Sender<Revived>) {
         let service = revive.key.service.clone();
         let lane = self.lanes.entry(service.clone()).or_default();
-        if lane.running.is_some() {
+        if lane.running.is_some() || self.sweeping.under_way.is_some() {
             drop(reply.send(Revived::NotNow));
             return;
         }
@@ -393,9 +477,24 @@ impl DeployerTask {
         self.running.spawn(async move {
             let revived = start_again(&context, &revive).await;
             drop(reply.send(revived));
-            (service, None)
+            Done::Lane(service)
         });
     }
+}
+
+/// Brings one deployment that a crash cut off to its end, however often the registry fails meanwhile.
+async fn resume(context: &Arc<Context>, row: DeploymentRow, feed: &Arc<Feed>) -> Ended {
+    for _ in 0..RECOVERIES {
+        match recover::resume(context.clone(), row.clone(), feed.clone()).await {
+            Ok(ended) => return ended,
+            Err(error) => {
+                tracing::error!(deployment = %row.id, %error, "cannot go on with a deployment that was cut off; trying again");
+            }
+        }
+        sleep(FIRST_SWEEP).await;
+    }
+    context.upkeep.broken.cancel();
+    std::future::pending().await
 }
 
 /// A deployment's task panicked.

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::context::Context;
 use super::execution::Execution;
 use super::failure::PartFailure;
-use super::images::resolve_images;
+use super::images::{keep_images, resolve_images};
 use super::make::make;
 use crate::registry::{StepPhase, StepRow};
 
@@ -48,6 +48,9 @@ pub(super) struct Making {
     pub name: String,
     /// Its generation.
     pub generation: u64,
+    /// Its image, which is about to be kept.
+    #[serde(default)]
+    pub image: Option<ImageId>,
 }
 
 /// The journal's word for [`Making`].
@@ -84,7 +87,6 @@ pub(super) async fn prepare(
             return Err((creating[0].0.component.clone(), PartFailure::NotReached));
         }
     };
-    surroundings(execution, &creating).await?;
     ports(execution, &creating)?;
 
     let keys: Vec<ComponentKey> = creating
@@ -109,6 +111,7 @@ pub(super) async fn prepare(
                 key.container_name()
             },
             generation,
+            image: Some(images[&action.component].id.clone()),
         };
         rows.push(execution.step(
             Some(&action.component),
@@ -121,6 +124,8 @@ pub(super) async fn prepare(
     journal(context, rows)
         .await
         .map_err(|e| (first.clone(), e))?;
+    keep_images(context, &images).await?;
+    surroundings(execution, &creating).await?;
 
     // Every create runs to its end even where one fails: a create that is dropped half way leaves a
     // container of which nobody knows.

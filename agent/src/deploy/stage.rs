@@ -209,6 +209,33 @@ impl Staging {
         }
     }
 
+    /// The generations that have a folder. Blocking.
+    #[must_use]
+    pub fn generations(&self) -> Vec<(ComponentKey, u64)> {
+        let below = |dir: &Path| -> Vec<(String, PathBuf)> {
+            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+            entries
+                .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
+                .collect()
+        };
+        let mut found = Vec::new();
+        for (service, dir) in below(&self.root) {
+            for (component, dir) in below(&dir) {
+                let (Ok(service), Ok(component)) = (service.parse(), component.parse()) else {
+                    continue;
+                };
+                let key = ComponentKey::new(service, component);
+                let generations = below(&dir).into_iter();
+                found.extend(
+                    generations
+                        .filter_map(|(name, _)| name.strip_prefix('g')?.parse().ok())
+                        .map(|generation| (key.clone(), generation)),
+                );
+            }
+        }
+        found
+    }
+
     /// Removes a generation's files; missing ones are no error. Blocking.
     ///
     /// # Errors

@@ -146,7 +146,7 @@ fn predecessors<'a>(
 }
 
 /// Whether two components publish the same port of the host.
-fn share_a_port(a: &ComponentSpec, b: &ComponentSpec) -> bool {
+pub(super) fn share_a_port(a: &ComponentSpec, b: &ComponentSpec) -> bool {
     a.ports.iter().any(|of_a| {
         b.ports
             .iter()
@@ -228,7 +228,8 @@ async fn one(
     let container = match action.kind {
         ActionKind::Create | ActionKind::Replace => {
             let made = made.ok_or(PartFailure::NotReached)?;
-            let down_since = take_over(execution, &key, action, made, deadline).await?;
+            let down_since = take_over(execution, &key, action, Some(made), deadline).await?;
+            free_ports(execution, action, deadline).await?;
             if !job_began(execution, action, &made.container).await? {
                 start(execution, &action.component, &made.container, deadline).await?;
             }
@@ -330,12 +331,52 @@ async fn job_began(
     }
 }
 
+/// Stops what holds a port of the host that the new container takes and that a later part of the
+/// deployment gives up: where two components exchange their ports both stop before either starts.
+async fn free_ports(
+    execution: &Execution,
+    action: &Action,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    let Some(after) = &action.after else {
+        return Ok(());
+    };
+    for other in &execution.plan.actions {
+        let holds = other.kind == ActionKind::Replace
+            && other.component != action.component
+            && execution
+                .old_specs
+                .get(&other.component)
+                .is_some_and(|old| share_a_port(old, &after.spec));
+        let needs_this_one = other
+            .after
+            .as_ref()
+            .is_some_and(|other| other.spec.depends_on.contains(&action.component));
+        // What is left as it failed is not put back, so it may not take others along.
+        if !holds || (execution.leaves_failures() && needs_this_one) {
+            continue;
+        }
+        execution.touch(&other.component);
+        execution
+            .journal(vec![execution.step(
+                Some(&other.component),
+                STEP_SWITCH,
+                StepPhase::Begun,
+                &other.kind,
+            )])
+            .await?;
+        let key = execution.key(&other.component);
+        take_over(execution, &key, other, None, deadline).await?;
+    }
+    Ok(())
+}
+
 /// Gives the new container the name and stops the old one. Tells since when nothing runs.
 async fn take_over(
     execution: &Execution,
     key: &ComponentKey,
     action: &Action,
-    made: &Made,
+    made: Option<&Made>,
     deadline: Instant,
 ) -> Result<Option<Instant>, PartFailure> {
     let name = key.container_name();
@@ -348,7 +389,7 @@ async fn take_over(
             deadline,
         )
         .await?;
-        if made.name != name {
+        if let Some(made) = made.filter(|made| made.name != name) {
             take_name(execution, key, &made.container, deadline).await?;
         }
         // Also where the plan saw it down: its restart policy may have started it since.
@@ -357,7 +398,7 @@ async fn take_over(
             execution.goes_down(&action.component);
         }
         stop(execution, action, &before.container, deadline).await?;
-    } else if made.name != name {
+    } else if let Some(made) = made.filter(|made| made.name != name) {
         take_name(execution, key, &made.container, deadline).await?;
     }
     Ok(since)

@@ -28,9 +28,12 @@ pub(super) async fn end_unbegun(
     row.outcome = Some(outcome);
     row.error = Some(why.to_owned());
     row.finished_at = Some(context.clock.now());
-    if let Err(error) = context.registry.finish(outcome::finish_bare(&row)).await {
-        tracing::error!(deployment = %row.id, %error, "cannot write the end of a deployment down");
-    }
+    let finish = outcome::finish_bare(&row);
+    context
+        .insist("the end of a deployment", || {
+            context.registry.finish(finish.clone())
+        })
+        .await;
     feed.end(Ended {
         row,
         components: Vec::new(),
@@ -59,9 +62,12 @@ pub(super) async fn take_turn(
             row.outcome = Some(Outcome::Aborted);
             row.error = Some(why);
             row.finished_at = Some(context.clock.now());
-            if let Err(error) = context.registry.finish(outcome::finish_bare(&row)).await {
-                tracing::error!(deployment = %row.id, %error, "cannot write the end of a deployment down");
-            }
+            let finish = outcome::finish_bare(&row);
+            context
+                .insist("the end of a deployment", || {
+                    context.registry.finish(finish.clone())
+                })
+                .await;
             Ended {
                 row,
                 components: Vec::new(),

@@ -221,6 +221,27 @@ impl Registry {
         })
         .await
     }
+
+    /// Every image that a deployment of this registry has used, or was about to.
+    ///
+    /// # Errors
+    ///
+    /// Where the registry cannot be read.
+    pub async fn images_known(&self) -> Result<BTreeSet<ImageId>, RegistryError> {
+        self.read(|connection, _| {
+            let mut statement = connection.prepare_cached(
+                "SELECT image_id AS image FROM history
+                 UNION SELECT json_extract(data, '$.image') FROM steps
+                       WHERE step = 'make' AND json_valid(data)
+                         AND json_type(data, '$.image') = 'text'",
+            )?;
+            let images = statement.query_map([], |row| row.get::<_, String>("image"))?;
+            Ok(images
+                .map(|image| image.map(ImageId::new))
+                .collect::<Result<_, _>>()?)
+        })
+        .await
+    }
 }
 
 /// Adds what a component runs now, within a transaction; `base` is the row that it restores.

@@ -4,5 +4,5 @@ mod accept;
 mod crash;
 mod hostile;
 mod refuse;
-mod scene;
+pub(crate) mod scene;
 mod source;

@@ -13,22 +13,22 @@ use tempfile::TempDir;
 
 use super::super::{Accepted, Limits, ReceiveError, RevisionStore, TrustRoots};
 
-pub(super) const OWNER: &str = "owner";
+pub(crate) const OWNER: &str = "owner";
 
-pub(super) struct Scene {
-    pub(super) dir: TempDir,
-    pub(super) store: RevisionStore,
+pub(crate) struct Scene {
+    pub(crate) dir: TempDir,
+    pub(crate) store: RevisionStore,
 }
 
-pub(super) fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     Timestamp::from_second(1_700_000_000).unwrap()
 }
 
-pub(super) fn node() -> NodeName {
+pub(crate) fn node() -> NodeName {
     "rift".parse().unwrap()
 }
 
-pub(super) fn definition(name: &str, version: &str) -> String {
+pub(crate) fn definition(name: &str, version: &str) -> String {
     format!(
         "name = \"{name}\"\nnode = \"rift\"\n\n[[components]]\nname = \"web\"\nimage = \"localhost/web:{version}\"\n"
     )
@@ -36,7 +36,7 @@ pub(super) fn definition(name: &str, version: &str) -> String {
 
 impl Scene {
     /// A repository with one commit, signed by the owner, that names owner and `kyle` (git only).
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let scene = Self::empty();
         scene.write_signers(&[(OWNER, "git,mcp-owner"), ("kyle", "git")]);
         scene.write("services/shop.toml", &definition("shop", "v1"));
@@ -45,7 +45,7 @@ impl Scene {
     }
 
     /// Keys, an empty work tree and an empty store that pins the owner.
-    pub(super) fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         let dir = tempfile::tempdir().unwrap();
         for key in [OWNER, "kyle", "eve"] {
             make_key(dir.path(), key);
@@ -63,32 +63,32 @@ impl Scene {
         scene
     }
 
-    pub(super) fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    pub(super) fn work(&self) -> PathBuf {
+    pub(crate) fn work(&self) -> PathBuf {
         self.dir.path().join("work")
     }
 
-    pub(super) fn trust(&self, owners: &[&str]) -> TrustRoots {
+    pub(crate) fn trust(&self, owners: &[&str]) -> TrustRoots {
         trust(self.dir.path(), owners)
     }
 
     /// Closes the store and opens it again, as a restart does.
-    pub(super) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.restart_with(self.trust(&[OWNER]));
     }
 
-    pub(super) fn restart_with(&mut self, trust: TrustRoots) {
+    pub(crate) fn restart_with(&mut self, trust: TrustRoots) {
         self.store = RevisionStore::open(&self.data(), trust).unwrap();
     }
 
-    pub(super) fn public(&self, key: &str) -> PublicKey {
+    pub(crate) fn public(&self, key: &str) -> PublicKey {
         PublicKey::read_openssh_file(&self.dir.path().join(format!("{key}.pub"))).unwrap()
     }
 
-    pub(super) fn signers_text(&self, signers: &[(&str, &str)]) -> String {
+    pub(crate) fn signers_text(&self, signers: &[(&str, &str)]) -> String {
         signers
             .iter()
             .map(|(key, namespaces)| {
@@ -99,27 +99,27 @@ impl Scene {
             .collect()
     }
 
-    pub(super) fn write_signers(&self, signers: &[(&str, &str)]) {
+    pub(crate) fn write_signers(&self, signers: &[(&str, &str)]) {
         self.write(".mcp/allowed_signers", &self.signers_text(signers));
     }
 
-    pub(super) fn write(&self, path: &str, text: &str) {
+    pub(crate) fn write(&self, path: &str, text: &str) {
         let path = self.work().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
-    pub(super) fn remove(&self, path: &str) {
+    pub(crate) fn remove(&self, path: &str) {
         fs::remove_file(self.work().join(path)).unwrap();
     }
 
     /// Commits all that is in the work tree, signed by this key.
-    pub(super) fn commit(&self, key: Option<&str>, message: &str) -> CommitId {
+    pub(crate) fn commit(&self, key: Option<&str>, message: &str) -> CommitId {
         self.git(&["add", "-A"]);
         self.commit_index(key, message)
     }
 
-    pub(super) fn commit_index(&self, key: Option<&str>, message: &str) -> CommitId {
+    pub(crate) fn commit_index(&self, key: Option<&str>, message: &str) -> CommitId {
         let signing = key.map_or_else(String::new, |key| {
             self.dir.path().join(key).display().to_string()
         });
@@ -138,29 +138,29 @@ impl Scene {
         self.tip()
     }
 
-    pub(super) fn tip(&self) -> CommitId {
+    pub(crate) fn tip(&self) -> CommitId {
         self.rev("HEAD")
     }
 
-    pub(super) fn rev(&self, rev: &str) -> CommitId {
+    pub(crate) fn rev(&self, rev: &str) -> CommitId {
         self.git(&["rev-parse", rev]).trim().parse().unwrap()
     }
 
-    pub(super) fn git(&self, args: &[&str]) -> String {
+    pub(crate) fn git(&self, args: &[&str]) -> String {
         String::from_utf8(self.command("git", args, &self.work())).unwrap()
     }
 
-    pub(super) fn command(&self, program: &str, args: &[&str], dir: &Path) -> Vec<u8> {
+    pub(crate) fn command(&self, program: &str, args: &[&str], dir: &Path) -> Vec<u8> {
         self.feed(program, args, dir, b"")
     }
 
-    pub(super) fn feed(&self, program: &str, args: &[&str], dir: &Path, input: &[u8]) -> Vec<u8> {
+    pub(crate) fn feed(&self, program: &str, args: &[&str], dir: &Path, input: &[u8]) -> Vec<u8> {
         let (fine, out, error) = self.try_feed(program, args, dir, input);
         assert!(fine, "{program} {args:?}: {error}");
         out
     }
 
-    pub(super) fn try_feed(
+    pub(crate) fn try_feed(
         &self,
         program: &str,
         args: &[&str],
@@ -190,14 +190,14 @@ impl Scene {
     }
 
     /// Writes a raw object, however odd.
-    pub(super) fn hash_object(&self, kind: &str, bytes: &[u8]) -> String {
+    pub(crate) fn hash_object(&self, kind: &str, bytes: &[u8]) -> String {
         let args = ["hash-object", "-t", kind, "-w", "--stdin", "--literally"];
         let id = self.feed("git", &args, &self.work(), bytes);
         String::from_utf8(id).unwrap().trim().to_owned()
     }
 
     /// A pack of what `new` reaches and `old` does not.
-    pub(super) fn pack(&self, old: Option<CommitId>, new: CommitId) -> Vec<u8> {
+    pub(crate) fn pack(&self, old: Option<CommitId>, new: CommitId) -> Vec<u8> {
         let mut revs = format!("{new}\n");
         if let Some(old) = old {
             revs += &format!("^{old}\n");
@@ -213,7 +213,7 @@ impl Scene {
     }
 
     /// A pack of exactly these objects.
-    pub(super) fn pack_of(&self, ids: &[&str]) -> Vec<u8> {
+    pub(crate) fn pack_of(&self, ids: &[&str]) -> Vec<u8> {
         let args = ["pack-objects", "-q", "--stdout", "--delta-base-offset"];
         self.feed(
             "git",
@@ -223,7 +223,7 @@ impl Scene {
         )
     }
 
-    pub(super) fn receive(
+    pub(crate) fn receive(
         &self,
         pack: &[u8],
         old: Option<CommitId>,
@@ -232,7 +232,7 @@ impl Scene {
         self.receive_within(pack, old, new, &Limits::default())
     }
 
-    pub(super) fn receive_within(
+    pub(crate) fn receive_within(
         &self,
         pack: &[u8],
         old: Option<CommitId>,
@@ -243,14 +243,14 @@ impl Scene {
     }
 
     /// Pushes the tip of the work tree, as the CLI does.
-    pub(super) fn push(&self) -> Result<Accepted, ReceiveError> {
+    pub(crate) fn push(&self) -> Result<Accepted, ReceiveError> {
         let head = self.store.head();
         let tip = self.tip();
         self.receive(&self.pack(head, tip), head, tip)
     }
 
     /// Pushes, which is refused, and leaves neither a trace in the store nor a file behind.
-    pub(super) fn refused(&self) -> ReceiveError {
+    pub(crate) fn refused(&self) -> ReceiveError {
         let before = self.fingerprint();
         let error = self.push().unwrap_err();
         self.assert_untouched(&before);
@@ -259,13 +259,13 @@ impl Scene {
     }
 
     /// Everything below the data directory, for comparison.
-    pub(super) fn fingerprint(&self) -> Vec<(PathBuf, Vec<u8>)> {
+    pub(crate) fn fingerprint(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = Vec::new();
         collect(&self.data(), &mut files);
         files
     }
 
-    pub(super) fn assert_untouched(&self, before: &[(PathBuf, Vec<u8>)]) {
+    pub(crate) fn assert_untouched(&self, before: &[(PathBuf, Vec<u8>)]) {
         let after = self.fingerprint();
         let names = |files: &[(PathBuf, Vec<u8>)]| -> Vec<PathBuf> {
             files.iter().map(|(path, _)| path.clone()).collect()
@@ -302,7 +302,7 @@ fn trust(dir: &Path, owners: &[&str]) -> TrustRoots {
     }
 }
 
-pub(super) fn make_key(dir: &Path, name: &str) {
+pub(crate) fn make_key(dir: &Path, name: &str) {
     let status = Command::new("ssh-keygen")
         .args(["-q", "-t", "ed25519", "-N", "", "-C", name, "-f", name])
         .current_dir(dir)

@@ -1,0 +1,7 @@
+//! Deployments over the scripted engine, a real registry and real revisions.
+
+mod faults;
+mod invariants;
+mod node;
+mod scenarios;
+mod sweep;
