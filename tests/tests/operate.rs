@@ -467,6 +467,11 @@ fn list_answers_with_the_engine_away(lane: Lane) {
     assert_eq!(text(&listed["away/api"], "version"), "v1");
     assert_eq!(text(&listed["away/api"], "desired_state"), "running");
     fleet.mcp(&["history", "away"]).ok();
+    let unseen = fleet.mcp(&["deploy", "away"]).exits(1);
+    assert!(
+        !unseen.stdout.contains("nothing to do") && unseen.to_string().contains("unknown"),
+        "what cannot be seen is not said to be up to date: {unseen}"
+    );
     set_version(&fleet, "away", "v1", "v2");
     let failed = fleet.mcp(&["deploy", "away"]).exits(1);
     assert!(

@@ -77,7 +77,13 @@ fn plan_service(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
         }
         let key = ComponentKey::new(name.clone(), component.clone());
         let action = decide(input, &key, wanted, want, scope.named);
+        // Whether there is nothing to do cannot be said of what cannot be seen.
+        let is_said_up_to_date = action.kind == ActionKind::None
+            && action.reason == Reason::UpToDate
+            && input.purpose != Purpose::Auto
+            && !want.spec.kind.is_job();
         if action.kind.creates()
+            || is_said_up_to_date
             || matches!(
                 action.kind,
                 ActionKind::Start | ActionKind::Stop | ActionKind::Restart | ActionKind::Signal

@@ -69,6 +69,22 @@ fn a_second_deploy_does_nothing() {
 }
 
 #[test]
+fn what_cannot_be_seen_is_not_said_to_be_up_to_date() {
+    let mut world = settled();
+    world.observed.insert(
+        key("web"),
+        Observed::Unknown {
+            reason: "the engine is away".to_owned(),
+        },
+    );
+    let plan = world.deploy();
+    assert_eq!(
+        reasons(&plan),
+        ["the state of shop/web is unknown: the engine is away"]
+    );
+}
+
+#[test]
 fn a_stopped_component_is_started_by_a_deploy_that_names_it_and_by_no_other() {
     let mut world = settled();
     world.of("web").stopped_by = Some("kyle".to_owned());
