@@ -14,6 +14,7 @@ use super::{NodeClient, Updates, failure};
 use crate::config::NodeEntry;
 use crate::context::Context;
 use crate::error::{Exit, Failure};
+use crate::output::style::short;
 
 /// How long a lost connection is taken up again: an agent that is restarted is back within this.
 const TAKE_UP_TIME: Duration = Duration::from_secs(10);
@@ -157,7 +158,10 @@ async fn take_up(
             let what = if deployment_id.is_empty() {
                 "whether the deployment goes on is not known".to_owned()
             } else {
-                format!("deployment {deployment_id} goes on without this client")
+                format!(
+                    "deployment {} goes on without this client",
+                    short(deployment_id)
+                )
             };
             let mut lost = Failure::new(
                 Exit::Unreachable,

@@ -208,6 +208,8 @@ async fn one(
     under_way.borrow_mut().retain(|(known, _)| *known != node);
     let left = match &result {
         Ok(None) => admitted.into_inner(),
+        // The client's wait has ended, and not the deployment.
+        Err(failure) if failure.exit == Exit::WaitEnded => admitted.into_inner(),
         _ => None,
     };
     End {
@@ -228,7 +230,7 @@ fn wait_ended(node: &str, limit: std::time::Duration, id: Option<&str>) -> Failu
                 short(id)
             ),
         )
-        .hint("mcp history"),
+        .hint(format!("mcp history --node {node}")),
         None => Failure::new(
             Exit::Unreachable,
             format!("{node} did not answer within {seconds}s"),
@@ -264,6 +266,7 @@ pub(crate) fn finish(
             .iter()
             .flat_map(|end| {
                 let deployments = end.result.iter().flatten().flatten();
+                // One that goes on without the client is part of the answer, too.
                 deployments
                     .map(|deployment| json::Deployment::new(&end.node, deployment))
                     .chain(left(end))
@@ -287,6 +290,14 @@ pub(crate) fn finish(
                 }
             }
         }
+    }
+    if manner.detach
+        && let Some(id) = ends.iter().find_map(|end| end.left.as_deref())
+    {
+        context.out.hint(&format!(
+            "mcp history tells how it ended; mcp deploy --cancel {} stops it early",
+            short(id)
+        ));
     }
     let exit = Exit::over_nodes(ends.iter().map(End::exit));
     if told {

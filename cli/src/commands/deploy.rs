@@ -159,7 +159,33 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         ends.retain(|end| !end.needs_consent());
         ends.extend(again);
     }
-    carry_out::finish(context, &manner, &ends, &progress)
+    let exit = carry_out::finish(context, &manner, &ends, &progress)?;
+    if args.rev.is_some() {
+        tell_holds(context, &ends);
+    }
+    Ok(exit)
+}
+
+/// Says what an older revision comes with: that nothing moves the targets until they are released.
+fn tell_holds(context: &Context, ends: &[End]) {
+    // The head holds nothing: a deploy of it releases.
+    let older = ends.iter().filter(|end| {
+        let plan = end.plan.as_ref();
+        plan.is_some_and(|plan| plan.revision != plan.head_revision)
+    });
+    let services: BTreeSet<&str> = older
+        .flat_map(|end| end.result.iter().flatten().flatten())
+        .filter(|one| matches!(one.outcome.as_str(), "deployed" | "unchanged"))
+        .map(|one| one.service.as_str())
+        .collect();
+    if services.is_empty() {
+        return;
+    }
+    let services: Vec<&str> = services.into_iter().collect();
+    context.out.hint(&format!(
+        "held at that revision until: mcp release {}",
+        clean::line(&services.join(" "))
+    ));
 }
 
 async fn fetch_plans(

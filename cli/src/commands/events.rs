@@ -60,6 +60,9 @@ const BACK_OFF: [Duration; 4] = [
 /// Events that are read ahead of the printer: enough to keep the connection busy.
 const READ_AHEAD: usize = 256;
 
+/// Columns of an event's kind; the few longer ones push what follows.
+const KIND: usize = 9;
+
 /// A span ago, or a time.
 pub(super) fn since(text: &str) -> Result<jiff::Timestamp, String> {
     if let Ok(at) = text.parse() {
@@ -228,23 +231,31 @@ fn show(context: &Context, node: &str, event: &v1::Event) -> Result<(), Failure>
     } else {
         times::to_the_second(&event.at)
     };
+    // A stream knows no widest entry: nodes are known beforehand, and most kinds fit.
+    let nodes = &context.settings.nodes;
+    let widest = nodes.iter().map(|node| node.name.as_str().len()).max();
     let mut line = format!(
-        "{}  {}  {}  {}",
+        "{}  {:nodes$}  {}",
         dim(&at),
         clean::line(node),
-        style.paint(&clean::line(&event.kind)),
-        bold(&path(&event.service, &event.component)),
+        style.paint(&format!("{:KIND$}", clean::line(&event.kind))),
+        nodes = widest.unwrap_or(0),
     );
-    if !event.revision.is_empty() {
-        line.push_str(&format!("  {}", short(&event.revision)));
+    let who = path(&event.service, &event.component);
+    if !who.is_empty() {
+        line.push_str(&format!("  {}", bold(&who)));
     }
     let what = words(event);
+    if !event.revision.is_empty() && !what.starts_with(&short(&event.revision)) {
+        line.push_str(&format!("  {}", short(&event.revision)));
+    }
     let repeated = what.strip_prefix(event.kind.as_str());
     let what = repeated.map_or(what, |rest| rest.trim_start_matches([' ', ':']));
     if !what.is_empty() && what != event.kind {
         line.push_str(&format!("  {}", clean::line(what)));
     }
-    if !event.reason.is_empty() && event.reason != event.message {
+    let said = event.reason == event.message || what.contains(&event.reason);
+    if !event.reason.is_empty() && !said {
         line.push_str(&format!("  {}", dim(&format!("({})", event.reason))));
     }
     context.out.data(&line)

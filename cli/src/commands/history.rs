@@ -96,15 +96,15 @@ fn table(context: &Context, all: &[(&str, &v1::Deployment)]) -> Result<(), Failu
             .map(|component| format!("{} {}", component.component, component.action))
             .collect();
         table.row([
-            Cell::new(&short(&deployment.deployment_id), Style::Bold),
-            Cell::from(context.out.time(&deployment.started_at)),
+            Cell::new(&short(&deployment.deployment_id), Style::Bold).whole(),
+            Cell::from(context.out.time(&deployment.started_at)).whole(),
             Cell::from(*node),
             Cell::from(path(&deployment.service, &deployment.component)),
-            Cell::from(short(&deployment.revision)),
+            Cell::from(short(&deployment.revision)).whole(),
             Cell::from(or_dash(&deployment.signer)),
             Cell::from(or_dash(&deployment.actor)),
             Cell::from(deployment.trigger.as_str()),
-            Cell::new(&deployment.outcome, outcome_style(&deployment.outcome)),
+            Cell::new(outcome(deployment), outcome_style(&deployment.outcome)),
             Cell::from(components.join(", ")),
         ]);
     }
@@ -116,6 +116,17 @@ pub(super) fn or_dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }
 
+/// The outcome in the words of what was asked for: a stop that went well has stopped.
+fn outcome(deployment: &v1::Deployment) -> &str {
+    match (deployment.outcome.as_str(), deployment.trigger.as_str()) {
+        ("deployed", "stop") => "stopped",
+        ("deployed", "start") => "started",
+        ("deployed", "restart") => "restarted",
+        ("deployed", "purge") => "purged",
+        (outcome, _) => outcome,
+    }
+}
+
 /// How an outcome looks.
 pub(super) fn outcome_style(outcome: &str) -> Style {
     match outcome {
@@ -123,5 +134,25 @@ pub(super) fn outcome_style(outcome: &str) -> Style {
         "failed" | "degraded" => Style::Bad,
         "rolled-back" | "aborted" | "superseded" => Style::Warn,
         _ => Style::Plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_that_went_well_has_stopped() {
+        let of = |outcome: &str, trigger: &str| {
+            let deployment = v1::Deployment {
+                outcome: outcome.to_owned(),
+                trigger: trigger.to_owned(),
+                ..v1::Deployment::default()
+            };
+            super::outcome(&deployment).to_owned()
+        };
+        assert_eq!(of("deployed", "stop"), "stopped");
+        assert_eq!(of("failed", "stop"), "failed");
+        assert_eq!(of("deployed", "rollback"), "deployed");
     }
 }

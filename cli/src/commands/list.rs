@@ -57,7 +57,6 @@ fn show(context: &Context, answers: &[Answer<v1::ListResponse>]) -> Result<(), F
         "OBSERVED",
         "HEALTH",
         "REVISION",
-        "",
     ]);
     for answer in answers {
         for component in answer.result.iter().flat_map(|list| &list.components) {
@@ -70,12 +69,11 @@ fn show(context: &Context, answers: &[Answer<v1::ListResponse>]) -> Result<(), F
                 rows::state(component),
                 rows::health(component),
                 rows::revision(component),
-                rows::remarks(component),
             ]);
         }
     }
     if table.is_empty() {
-        if answers.iter().any(|answer| answer.result.is_ok()) {
+        if answers.iter().all(|answer| answer.result.is_ok()) {
             context
                 .out
                 .note("nothing is deployed; mcp plan shows what could be");

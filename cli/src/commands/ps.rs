@@ -74,7 +74,6 @@ fn show(context: &Context, answers: &[Answer<v1::ListResponse>]) -> Result<(), F
         "UP",
         "IMAGE",
         "REVISION",
-        "",
     ]);
     for answer in answers {
         for component in answer.result.iter().flat_map(|list| &list.components) {
@@ -87,18 +86,17 @@ fn show(context: &Context, answers: &[Answer<v1::ListResponse>]) -> Result<(), F
                 Cell::from(answer.node.as_str()),
                 Cell::new(&component.service, Style::Bold),
                 Cell::from(component.component.as_str()),
-                Cell::from(short(&component.container_id)),
+                Cell::from(short(&component.container_id)).whole(),
                 rows::state(component),
                 rows::health(component),
-                Cell::from(up),
-                Cell::from(component.image.as_str()),
+                Cell::from(up).whole(),
+                Cell::from(component.image.as_str()).keep_end(),
                 rows::revision(component),
-                rows::remarks(component),
             ]);
         }
     }
     if table.is_empty() {
-        if answers.iter().any(|answer| answer.result.is_ok()) {
+        if answers.iter().all(|answer| answer.result.is_ok()) {
             context.out.note("nothing runs here that mcp manages");
         }
         return Ok(());

@@ -65,8 +65,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         for revision in answer.result.iter().flat_map(|list| &list.revisions) {
             table.row([
                 Cell::from(answer.node.as_str()),
-                Cell::new(&short(&revision.revision), Style::Bold),
-                Cell::from(context.out.time(&revision.received_at)),
+                Cell::new(&short(&revision.revision), Style::Bold).whole(),
+                Cell::from(context.out.time(&revision.received_at)).whole(),
                 Cell::from(or_dash(&revision.signer)),
                 Cell::from(or_dash(&revision.received_by)),
                 Cell::from(or_dash(&revision.source)),

@@ -5,7 +5,7 @@ use mcp_proto::v1;
 use crate::client::Answer;
 use crate::context::Context;
 use crate::error::{Exit, Failure, Outcome};
-use crate::output::style::{Style, short};
+use crate::output::style::{Style, count, short};
 use crate::output::table::Cell;
 
 /// The observed state and its look.
@@ -42,30 +42,38 @@ pub(crate) fn health(component: &v1::Component) -> Cell {
     Cell::new(text, style)
 }
 
-/// The revision, and how far it is behind: `3f2a9c1 (2 behind)`.
+/// The revision, how far it is behind, and what else needs a look: `3f2a9c1 (2 behind) DRIFT`.
 pub(crate) fn revision(component: &v1::Component) -> Cell {
+    let mut words = Vec::new();
+    let mut style = Style::Plain;
     match component.behind {
         // What was never deployed is not behind anything.
-        _ if component.revision.is_empty() => Cell::new("-", Style::Dim),
-        0 => Cell::from(short(&component.revision)),
-        behind => Cell::new(
-            &format!("{} ({behind} behind)", short(&component.revision)),
-            Style::Warn,
-        ),
+        _ if component.revision.is_empty() && component.container_id.is_empty() => {
+            words.push("not deployed".to_owned());
+            style = Style::Warn;
+        }
+        0 => words.push(short(&component.revision)),
+        behind => {
+            words.push(format!("{} ({behind} behind)", short(&component.revision)));
+            style = Style::Warn;
+        }
     }
+    let remarks = remarks(component);
+    if !remarks.is_empty() {
+        words.push(remarks.join(", "));
+        style = Style::Warn;
+    }
+    Cell::new(&words.join(" "), style)
 }
 
 /// What needs a look: `DRIFT`, `HELD`, `orphaned`, `quarantined`.
-pub(crate) fn remarks(component: &v1::Component) -> Cell {
+fn remarks(component: &v1::Component) -> Vec<String> {
     let mut words = Vec::new();
     if !component.drift.is_empty() {
         words.push("DRIFT".to_owned());
     }
     if let Some(hold) = &component.held {
         words.push(format!("HELD by {}", hold.by));
-    }
-    if component.managed && component.revision.is_empty() && component.container_id.is_empty() {
-        words.push("not deployed".to_owned());
     }
     if component.orphaned {
         words.push("orphaned".to_owned());
@@ -74,9 +82,9 @@ pub(crate) fn remarks(component: &v1::Component) -> Cell {
         words.push("quarantined".to_owned());
     }
     if component.restarts > 0 {
-        words.push(format!("{} restarts", component.restarts));
+        words.push(count(component.restarts as usize, "restart"));
     }
-    Cell::new(&words.join(", "), Style::Warn)
+    words
 }
 
 /// Tells the failures of all nodes but the last word, and how the command ends.
@@ -105,5 +113,19 @@ pub(crate) fn end_with<T>(
         Ok(exit)
     } else {
         Err(Failure::told(exit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_restart_is_one_restart() {
+        let component = v1::Component {
+            restarts: 1,
+            ..v1::Component::default()
+        };
+        assert_eq!(remarks(&component), ["1 restart"]);
     }
 }

@@ -1,16 +1,18 @@
 //! `mcp status`: what needs worry.
 
+use std::collections::BTreeMap;
+
 use mcp_proto::v1;
 use mcp_spec::name::Target;
 
 use super::place::{self, Placed};
-use super::{events, rows};
+use super::{events, repository, rows};
 use crate::client::{self, Answer};
 use crate::context::Context;
 use crate::error::{Exit, Failure, Outcome};
 use crate::output::plan::{path, revision_behind};
 use crate::output::style::{
-    self, Style, bold, bytes, count, dim, green, milliseconds, red, short, yellow,
+    self, Style, bold, count, dim, green, milliseconds, red, short, yellow,
 };
 use crate::output::table::{Cell, Table};
 use crate::output::{clean, json};
@@ -53,7 +55,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     .await;
     if context.out.is_table() {
         let all = args.all || !args.targets.is_empty();
-        context.out.data(&text(context, &answers, all))?;
+        let heads = last_heads(context, &answers);
+        context.out.data(&text(context, &answers, &heads, all))?;
         let drifted: Vec<&str> = answers
             .iter()
             .flat_map(|answer| answer.result.iter().flat_map(|status| &status.services))
@@ -87,19 +90,58 @@ fn document(answer: &Answer<v1::StatusResponse>) -> json::NodeStatus {
     }
 }
 
-fn text(context: &Context, answers: &[Answer<v1::StatusResponse>], all: bool) -> String {
+/// The heads that nodes which are away had when they were last talked to, as the repository knows.
+fn last_heads(
+    context: &Context,
+    answers: &[Answer<v1::StatusResponse>],
+) -> BTreeMap<String, String> {
+    if answers.iter().all(|answer| answer.result.is_ok()) {
+        return BTreeMap::new();
+    }
+    // Without a repository nothing is known of them, and that is no failure of a status.
+    let Ok(Some(repo)) = repository::open_if_there(context) else {
+        return BTreeMap::new();
+    };
+    answers
+        .iter()
+        .filter(|answer| answer.result.is_err())
+        .filter_map(|answer| {
+            let head = repo.node_head(&answer.node.parse().ok()?)?;
+            Some((answer.node.clone(), head.to_string()))
+        })
+        .collect()
+}
+
+fn text(
+    context: &Context,
+    answers: &[Answer<v1::StatusResponse>],
+    heads: &BTreeMap<String, String>,
+    all: bool,
+) -> String {
     let mut out = String::new();
+    let widest = answers.iter().map(|answer| answer.node.len()).max();
     for answer in answers {
+        let padding = " ".repeat(widest.unwrap_or(0) - answer.node.len());
+        let name = format!("{}{padding}", bold(&answer.node));
         match &answer.result {
-            Ok(status) => node(context, &mut out, &answer.node, status, all),
-            Err(failure) => failed_node(&mut out, answer, failure),
+            Ok(status) => node(context, &mut out, &name, status, all),
+            Err(failure) => {
+                let head = heads.get(&answer.node).map(String::as_str);
+                failed_node(&mut out, &name, answer, failure, head);
+            }
         }
     }
     event_lines(context, &mut out, answers);
     out
 }
 
-fn failed_node(out: &mut String, answer: &Answer<v1::StatusResponse>, failure: &Failure) {
+fn failed_node(
+    out: &mut String,
+    name: &str,
+    answer: &Answer<v1::StatusResponse>,
+    failure: &Failure,
+    head: Option<&str>,
+) {
     let took = milliseconds(u64::try_from(answer.took.as_millis()).unwrap_or(u64::MAX));
     let what = if failure.exit == Exit::Unreachable {
         let cause = failure
@@ -107,15 +149,12 @@ fn failed_node(out: &mut String, answer: &Answer<v1::StatusResponse>, failure: &
             .first()
             .map(String::as_str)
             .unwrap_or_default();
-        format!("unreachable {took}  {}", dim(cause))
+        let head = head.map_or_else(String::new, |head| format!(" · last head {}", short(head)));
+        format!("unreachable {took}{head}  {}", dim(cause))
     } else {
         clean::line(&failure.message).into_owned()
     };
-    out.push_str(&format!(
-        "{}  {} {what}\n",
-        bold(&answer.node),
-        red(style::BAD)
-    ));
+    out.push_str(&format!("{name}  {} {what}\n", red(style::BAD)));
     if let Some(hint) = &failure.hint {
         out.push_str(&format!("  {}\n", dim(&format!("hint: {hint}"))));
     }
@@ -144,9 +183,8 @@ fn node(context: &Context, out: &mut String, name: &str, status: &v1::StatusResp
     }
     if let Some(memory) = &status.memory {
         facts.push(format!(
-            "mem {}/{}",
-            bytes(memory.used_bytes),
-            bytes(memory.total_bytes)
+            "mem {}",
+            style::bytes_of(memory.used_bytes, memory.total_bytes)
         ));
     }
     let sign = if engine_up {
@@ -154,7 +192,7 @@ fn node(context: &Context, out: &mut String, name: &str, status: &v1::StatusResp
     } else {
         red(style::BAD)
     };
-    out.push_str(&format!("{}  {sign} {}\n", bold(name), facts.join(" · ")));
+    out.push_str(&format!("{name}  {sign} {}\n", facts.join(" · ")));
     for warning in &status.warnings {
         out.push_str(&format!(
             "  {} {}\n",
@@ -163,9 +201,12 @@ fn node(context: &Context, out: &mut String, name: &str, status: &v1::StatusResp
         ));
     }
     let mut fine = 0;
+    let mut stopped = Vec::new();
     for service in &status.services {
         if all || needs_worry(service) {
             service_lines(context, out, service);
+        } else if is_stopped(service) {
+            stopped.push(service.service.as_str());
         } else {
             fine += 1;
         }
@@ -173,6 +214,9 @@ fn node(context: &Context, out: &mut String, name: &str, status: &v1::StatusResp
     let mut rest = Vec::new();
     if fine > 0 {
         rest.push(format!("{} fine (-a)", count(fine, "service")));
+    }
+    if !stopped.is_empty() {
+        rest.push(format!("stopped: {}", stopped.join(", ")));
     }
     if !status.unmanaged.is_empty() {
         let names: Vec<&str> = status
@@ -185,6 +229,15 @@ fn node(context: &Context, out: &mut String, name: &str, status: &v1::StatusResp
     if !rest.is_empty() {
         out.push_str(&format!("  {}\n", dim(&rest.join(" · "))));
     }
+}
+
+/// Whether all of it is stopped as wanted, by hand or by `active = false`: no worry, and not fine.
+fn is_stopped(service: &v1::ServiceStatus) -> bool {
+    !service.components.is_empty()
+        && service
+            .components
+            .iter()
+            .all(|component| component.desired_state == "stopped")
 }
 
 fn needs_worry(service: &v1::ServiceStatus) -> bool {
@@ -224,8 +277,12 @@ fn service_lines(context: &Context, out: &mut String, service: &v1::ServiceStatu
         marks.push(red("DRIFT"));
     }
     if let Some(hold) = &service.held {
+        let why = match hold.reason.as_str() {
+            "" => String::new(),
+            reason => format!(": {reason}"),
+        };
         marks.push(yellow(&format!(
-            "HELD by {} {}",
+            "HELD by {} {}{why}",
             hold.by,
             context.out.time(&hold.at)
         )));
@@ -235,6 +292,8 @@ fn service_lines(context: &Context, out: &mut String, service: &v1::ServiceStatu
     }
     if !service.active {
         marks.push(dim("inactive"));
+    } else if is_stopped(service) {
+        marks.push(dim("stopped"));
     }
     let mut line = format!("  {}  {revision}", bold(&service.service));
     for mark in marks {
@@ -320,4 +379,32 @@ fn event_lines(context: &Context, out: &mut String, answers: &[Answer<v1::Status
         ]);
     }
     out.push_str(&table.render(context.out.width()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(desired: &[&str]) -> v1::ServiceStatus {
+        v1::ServiceStatus {
+            active: true,
+            components: desired
+                .iter()
+                .map(|desired| v1::Component {
+                    desired_state: (*desired).to_owned(),
+                    observed_state: (*desired).to_owned(),
+                    ..v1::Component::default()
+                })
+                .collect(),
+            ..v1::ServiceStatus::default()
+        }
+    }
+
+    #[test]
+    fn a_stopped_service_is_not_counted_among_the_fine_ones() {
+        assert!(is_stopped(&service(&["stopped", "stopped"])));
+        assert!(!is_stopped(&service(&["stopped", "running"])));
+        assert!(!is_stopped(&service(&[])));
+        assert!(!needs_worry(&service(&["stopped"])));
+    }
 }

@@ -49,9 +49,15 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     let changes = repo
         .changes()
         .map_err(|error| Failure::of(Exit::Failed, &error).hint(error.hint()))?;
+    if !changes.changes.is_empty() {
+        // A half-merged definition is no wrong definition.
+        repo.require_committable()
+            .map_err(|error| Failure::of(Exit::Failed, &error).maybe_hint(error.hint()))?;
+    }
     let selection = Selection::All;
     let next = Next::new(&repo, changes.head, &selection)?;
     let set = repository::check(&next).map_err(|error| error.tell(context))?;
+    repository::warn_of_overlooked(context, &repo, next.worktree());
     if let Some(refused) = changes.refused.first() {
         let more = match changes.refused.len() - 1 {
             0 => String::new(),
@@ -183,13 +189,15 @@ fn ms(took: Duration) -> String {
     milliseconds(u64::try_from(took.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// The failure in a few words for a node's line.
-fn in_short(failure: &Failure) -> &str {
+/// The failure in a few words for a node's line; the whole of it is told below the table.
+fn in_short<'a>(failure: &'a Failure, node: &str) -> &'a str {
     if failure.exit == Exit::Unreachable {
-        "unreachable"
-    } else {
-        &failure.message
+        return "unreachable";
     }
+    let message = failure.message.strip_prefix(node);
+    message
+        .and_then(|rest| rest.strip_prefix(": "))
+        .unwrap_or(&failure.message)
 }
 
 /// The head that the node had when it was last talked to.
@@ -248,20 +256,18 @@ fn tell(
                 }
             }
             Err(failure) => {
-                let rest = if failure.exit == Exit::Unreachable {
-                    match last_head(repo, &answer.node) {
-                        Some(head) => format!(
-                            "stays at {}; the next sync retries",
-                            short(&head.to_string())
-                        ),
-                        None => "the next sync retries".to_owned(),
-                    }
-                } else {
-                    failure.hint.clone().unwrap_or_default()
-                };
+                let stays = last_head(repo, &answer.node)
+                    .map(|head| format!("stays at {}", short(&head.to_string())));
+                let retries =
+                    (failure.exit == Exit::Unreachable).then(|| "the next sync retries".to_owned());
+                let rest: Vec<String> = stays.into_iter().chain(retries).collect();
+                let rest = rest.join("; ");
                 table.row([
                     node,
-                    Cell::new(&format!("{} {}", style::BAD, in_short(failure)), Style::Bad),
+                    Cell::new(
+                        &format!("{} {}", style::BAD, in_short(failure, &answer.node)),
+                        Style::Bad,
+                    ),
                     Cell::from(rest),
                     Cell::new(&ms(answer.took), Style::Dim),
                 ]);

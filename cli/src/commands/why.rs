@@ -80,7 +80,10 @@ fn table(context: &Context, why: &v1::Why, indent: usize) -> Table {
     };
     let component = why.component.clone().unwrap_or_default();
     row("runs", runs(context, &component));
-    if let Some(last) = &why.last {
+    // One that another component's failure left alone runs what it ran before: the rest says why.
+    if let Some(last) = &why.last
+        && !left_alone(last, &component)
+    {
         row("because", because(last, &component));
     }
     let mut spec = short(if why.spec_revision.is_empty() {
@@ -165,6 +168,12 @@ fn runs(context: &Context, component: &v1::Component) -> String {
         short(image),
         short(&component.container_id)
     )
+}
+
+fn left_alone(last: &v1::Deployment, component: &v1::Component) -> bool {
+    last.components
+        .iter()
+        .any(|part| part.component == component.component && part.outcome == "unchanged")
 }
 
 fn because(last: &v1::Deployment, component: &v1::Component) -> String {

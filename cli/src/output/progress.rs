@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anstream::ColorChoice;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use mcp_proto::v1;
+use unicode_width::UnicodeWidthStr as _;
 
 use super::clean;
 use super::plan::path;
@@ -32,6 +33,7 @@ type Key = (String, String, String);
 #[derive(Debug, Default)]
 struct Steps {
     bar: Option<ProgressBar>,
+    name: String,
     last: String,
     stopping: Option<Instant>,
     starting: Option<Instant>,
@@ -132,21 +134,23 @@ impl Progress {
             }
             Mode::Bars => {
                 let who = format!("{node} {}", path(&report.service, &report.component));
-                let bar = steps.bar.get_or_insert_with(|| {
-                    let bar = self.bars.add(ProgressBar::new_spinner());
-                    bar.set_prefix(clean::line(&who).into_owned());
-                    bar.enable_steady_tick(Duration::from_millis(100));
-                    bar.set_style(spinner());
-                    bar
-                });
+                let is_new = steps.bar.is_none();
+                let bar = steps
+                    .bar
+                    .get_or_insert_with(|| self.bars.add(ProgressBar::new_spinner()));
                 if report.total > 0 && report.step == "pulling" {
                     bar.set_style(pull_bar());
                     bar.set_length(report.total);
                     bar.set_position(report.current);
                 } else {
-                    bar.set_style(spinner());
+                    bar.set_style(standing(&report.step));
                 }
                 bar.set_message(clean::line(&text).into_owned());
+                if is_new {
+                    bar.enable_steady_tick(Duration::from_millis(100));
+                    steps.name = clean::line(&who).into_owned();
+                    align(&all);
+                }
             }
         }
     }
@@ -213,6 +217,29 @@ impl Drop for Spinner {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Puts what bars say one below the other: their names are as wide as the widest.
+fn align(all: &BTreeMap<Key, Steps>) {
+    let widest = all.values().map(|steps| steps.name.width()).max();
+    for steps in all.values() {
+        if let Some(bar) = &steps.bar {
+            let padding = widest.unwrap_or(0) - steps.name.width();
+            bar.set_prefix(format!("{}{}", steps.name, " ".repeat(padding)));
+        }
+    }
+}
+
+/// A sign that stands still where a component is through, good or bad, and a spinner before.
+fn standing(step: &str) -> ProgressStyle {
+    let sign = match step {
+        "healthy" | "completed" | "committed" | "cleaned" | "stopped" | "removed" => "✓",
+        "failed" => "✗",
+        "restored" => "↩",
+        _ => return spinner(),
+    };
+    ProgressStyle::with_template(&format!("{sign} {{prefix}}  {{wide_msg}}"))
+        .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }
 
 fn spinner() -> ProgressStyle {

@@ -107,6 +107,15 @@ pub(crate) fn bytes(count: u64) -> String {
     }
 }
 
+/// A part of a whole, the unit said once where it is the same: `4.1/8 GiB`.
+pub(crate) fn bytes_of(part: u64, whole: u64) -> String {
+    let (part, whole) = (bytes(part), bytes(whole));
+    match (part.split_once(' '), whole.split_once(' ')) {
+        (Some((number, unit)), Some((_, same))) if unit == same => format!("{number}/{whole}"),
+        _ => format!("{part}/{whole}"),
+    }
+}
+
 /// Milliseconds as people say them: `61ms`, `2.0s`, `3m 20s`.
 pub(crate) fn milliseconds(ms: u64) -> String {
     match ms {
@@ -141,6 +150,8 @@ mod tests {
         assert_eq!(bytes(0), "0 B");
         assert_eq!(bytes(38 * 1024 * 1024), "38 MiB");
         assert_eq!(bytes(4_402_341_480), "4.1 GiB");
+        assert_eq!(bytes_of(4_402_341_480, 8 << 30), "4.1/8 GiB");
+        assert_eq!(bytes_of(38 << 20, 8 << 30), "38 MiB/8 GiB");
         assert_eq!(milliseconds(61), "61ms");
         assert_eq!(milliseconds(6_420), "6.4s");
         assert_eq!(milliseconds(200_000), "3m 20s");

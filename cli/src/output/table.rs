@@ -1,4 +1,7 @@
-//! Tables without borders: columns two spaces apart, cut to the terminal where there is one.
+//! Tables without borders: columns two spaces apart, fitted to the terminal where there is one.
+//!
+//! A table with headings is cut: names and words lose their ends, ids and numbers stay whole. One
+//! without them wraps its last column, since that is where reasons and mends stand.
 
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
@@ -10,6 +13,19 @@ use super::style::Style;
 pub(crate) struct Cell {
     text: String,
     style: Style,
+    fit: Fit,
+}
+
+/// What may happen to a cell where the terminal is narrow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Fit {
+    /// It loses its end.
+    #[default]
+    CutEnd,
+    /// It loses its beginning: of an image or a path, the end tells more.
+    CutStart,
+    /// It stays whole.
+    Whole,
 }
 
 impl Cell {
@@ -18,6 +34,26 @@ impl Cell {
         Self {
             text: clean::line(text).into_owned(),
             style,
+            fit: Fit::CutEnd,
+        }
+    }
+
+    /// The cell, whole however narrow the terminal is: an id, a time, a number.
+    pub(crate) fn whole(mut self) -> Self {
+        self.fit = Fit::Whole;
+        self
+    }
+
+    /// The cell, which loses its beginning where the terminal is narrow: an image, a path.
+    pub(crate) fn keep_end(mut self) -> Self {
+        self.fit = Fit::CutStart;
+        self
+    }
+
+    fn fitted(&self, width: usize) -> String {
+        match self.fit {
+            Fit::CutStart => cut_start(&self.text, width),
+            Fit::CutEnd | Fit::Whole => cut(&self.text, width),
         }
     }
 }
@@ -71,9 +107,6 @@ impl Table {
 
     /// The table as text of at most `width` columns where a width is given.
     pub(crate) fn render(&self, width: Option<usize>) -> String {
-        const GAP: usize = 2;
-        /// No column is cut below this.
-        const LEAST: usize = 8;
         let mut rows: Vec<Vec<Cell>> = Vec::with_capacity(self.rows.len() + 1);
         if !self.header.is_empty() {
             rows.push(
@@ -84,45 +117,154 @@ impl Table {
             );
         }
         rows.extend(self.rows.iter().cloned());
-        let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let mut widths: Vec<usize> = (0..columns)
-            .map(|column| {
-                let cells = rows.iter().filter_map(|row| row.get(column));
-                cells.map(|cell| cell.text.width()).max().unwrap_or(0)
-            })
-            .collect();
+        let mut widths = natural(&rows);
+        let wraps = self.header.is_empty() && widths.len() > 1;
         if let Some(width) = width {
-            let available = width.saturating_sub(self.indent + GAP * columns.saturating_sub(1));
-            let mut total: usize = widths.iter().sum();
-            while total > available {
-                let Some(widest) = widths.iter_mut().max() else {
-                    break;
-                };
-                if *widest <= LEAST {
-                    break;
-                }
-                *widest -= 1;
-                total -= 1;
+            let gaps = self.indent + GAP * widths.len().saturating_sub(1);
+            let available = width.saturating_sub(gaps);
+            if wraps {
+                let last = widths.len() - 1;
+                let least = widths[last].min(LEAST_WRAPPED);
+                shrink(&mut widths[..last], &rows, available.saturating_sub(least));
+                let others: usize = widths[..last].iter().sum();
+                widths[last] = widths[last].min(available.saturating_sub(others).max(least));
+            } else {
+                shrink(&mut widths, &rows, available);
             }
         }
         let mut out = String::new();
-        for row in rows {
-            let mut line = " ".repeat(self.indent);
-            let last = row.iter().rposition(|cell| !cell.text.is_empty());
-            for (column, cell) in row.iter().enumerate() {
-                let text = cut(&cell.text, widths[column]);
-                let used = text.width();
-                line.push_str(&cell.style.paint(&text));
-                if Some(column) >= last {
-                    break;
-                }
-                line.push_str(&" ".repeat(widths[column] - used + GAP));
-            }
-            out.push_str(line.trim_end());
-            out.push('\n');
+        for row in &rows {
+            self.write_row(&mut out, row, &widths, wraps);
         }
         out
     }
+
+    fn write_row(&self, out: &mut String, row: &[Cell], widths: &[usize], wraps: bool) {
+        let mut line = " ".repeat(self.indent);
+        let mut rest: Vec<String> = Vec::new();
+        let last = row.iter().rposition(|cell| !cell.text.is_empty());
+        for (column, cell) in row.iter().enumerate() {
+            let text = if wraps && column + 1 == widths.len() {
+                let mut lines = wrap(&cell.text, widths[column]).into_iter();
+                let first = lines.next().unwrap_or_default();
+                rest = lines.collect();
+                first
+            } else {
+                cell.fitted(widths[column])
+            };
+            let used = text.width();
+            line.push_str(&cell.style.paint(&text));
+            if Some(column) >= last {
+                break;
+            }
+            line.push_str(&" ".repeat(widths[column] - used + GAP));
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+        let (Some(cell), Some((_, before))) = (row.last(), widths.split_last()) else {
+            return;
+        };
+        let margin = self.indent + before.iter().sum::<usize>() + GAP * before.len();
+        for text in rest {
+            out.push_str(&" ".repeat(margin));
+            out.push_str(&cell.style.paint(&text));
+            out.push('\n');
+        }
+    }
+}
+
+/// Columns between columns.
+const GAP: usize = 2;
+
+/// Columns are first cut to this, and only where that is not enough to [`LEAST`].
+const COMFORTABLE: usize = 8;
+
+/// No column is cut below this.
+const LEAST: usize = 4;
+
+/// The last column of a table without headings is not wrapped to less.
+const LEAST_WRAPPED: usize = 24;
+
+/// The widths that nothing is cut at.
+fn natural(rows: &[Vec<Cell>]) -> Vec<usize> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    (0..columns)
+        .map(|column| {
+            let cells = rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.text.width()).max().unwrap_or(0)
+        })
+        .collect()
+}
+
+/// Takes from the widest columns until all fit; what has to stay whole stays so.
+fn shrink(widths: &mut [usize], rows: &[Vec<Cell>], available: usize) {
+    let whole: Vec<usize> = (0..widths.len())
+        .map(|column| {
+            let cells = rows.iter().filter_map(|row| row.get(column));
+            let whole = cells.filter(|cell| cell.fit == Fit::Whole);
+            whole.map(|cell| cell.text.width()).max().unwrap_or(0)
+        })
+        .collect();
+    for least in [COMFORTABLE, LEAST] {
+        while widths.iter().sum::<usize>() > available {
+            let widest = widths
+                .iter_mut()
+                .zip(&whole)
+                .filter(|(width, whole)| **width > least.max(**whole))
+                .max_by_key(|(width, _)| **width);
+            match widest {
+                Some((width, _)) => *width -= 1,
+                None => break,
+            }
+        }
+    }
+}
+
+/// `text` in lines of at most `width` columns, broken at spaces where there are any.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut rest = text;
+    while rest.width() > width {
+        let mut used = 0;
+        let mut end = 0;
+        let mut space = None;
+        for (at, character) in rest.char_indices() {
+            let next = character.width().unwrap_or(0);
+            if character == ' ' && at > 0 {
+                space = Some(at);
+            }
+            if used + next > width {
+                break;
+            }
+            used += next;
+            end = at + character.len_utf8();
+        }
+        let at = space.unwrap_or(end.max(rest.chars().next().map_or(1, char::len_utf8)));
+        let (line, after) = rest.split_at(at);
+        lines.push(line.trim_end().to_owned());
+        rest = after.trim_start();
+    }
+    if !rest.is_empty() || lines.is_empty() {
+        lines.push(rest.to_owned());
+    }
+    lines
+}
+
+/// `text` in at most `width` columns, its beginning replaced by `…` where it is longer.
+fn cut_start(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut used = 1;
+    let mut start = text.len();
+    for (at, character) in text.char_indices().rev() {
+        used += character.width().unwrap_or(0);
+        if used > width {
+            break;
+        }
+        start = at;
+    }
+    format!("…{}", &text[start..])
 }
 
 /// `text` in at most `width` columns, its end replaced by `…` where it is longer.
@@ -168,10 +310,60 @@ mod tests {
         );
     }
 
+    fn shown(table: &Table, width: usize) -> String {
+        anstream::adapter::strip_str(&table.render(Some(width))).to_string()
+    }
+
     #[test]
     fn the_widest_column_is_cut_to_the_terminal() {
-        let text = anstream::adapter::strip_str(&table().render(Some(40))).to_string();
+        let text = shown(&table(), 40);
         assert!(text.lines().all(|line| line.width() <= 40), "{text}");
         assert!(text.contains("registry.example.net:…"), "{text}");
+    }
+
+    #[test]
+    fn an_image_keeps_its_tag_and_an_id_stays_whole() {
+        let mut table = Table::with_header(&["CONTAINER", "SERVICE", "IMAGE"]);
+        table.row([
+            Cell::from("85bc106").whole(),
+            Cell::from("a-service-with-a-long-name"),
+            Cell::from("registry.example.net:5000/metacrypt:v1.4.0").keep_end(),
+        ]);
+        let text = shown(&table, 30);
+        assert!(text.lines().all(|line| line.width() <= 30), "{text}");
+        assert!(text.contains("85bc106  "), "{text}");
+        assert!(text.contains("v1.4.0"), "{text}");
+    }
+
+    #[test]
+    fn many_columns_fit_a_narrow_terminal_without_a_broken_line() {
+        let words = ["nodename", "servicename", "component", "v1.4.0", "running"];
+        let mut table = Table::with_header(&["NODE", "SERVICE", "COMPONENT", "VERSION", "DESIRED"]);
+        table.row(words);
+        let text = shown(&table, 40);
+        assert!(text.lines().all(|line| line.width() <= 40), "{text}");
+    }
+
+    #[test]
+    fn a_reason_is_wrapped_and_never_cut() {
+        let mut table = Table::bare(2);
+        let reason = "bind /var/cache lies outside the host paths that the policy allows";
+        table.row(["cache", "blocked", reason]);
+        table.row(["web", "replace", "image"]);
+        let text = shown(&table, 44);
+        assert_eq!(
+            text,
+            "  cache  blocked  bind /var/cache lies\n\
+             \x20                 outside the host paths\n\
+             \x20                 that the policy allows\n\
+             \x20 web    replace  image\n"
+        );
+    }
+
+    #[test]
+    fn a_word_wider_than_the_terminal_is_broken() {
+        assert_eq!(wrap("aaaaaaaa bb", 4), ["aaaa", "aaaa", "bb"]);
+        assert_eq!(wrap("", 4), [""]);
+        assert_eq!(wrap("日本語", 4), ["日本", "語"]);
     }
 }

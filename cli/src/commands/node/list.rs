@@ -55,9 +55,9 @@ pub(super) fn run(context: &Context, _: &Args) -> Outcome {
         table.row([
             Cell::new(&document.node, Style::Bold),
             Cell::from(document.address.as_str()),
-            Cell::from(trust.map_or("-", String::as_str)),
+            Cell::from(trust.map_or("-", String::as_str)).keep_end(),
             match &document.token_file {
-                Some(file) => Cell::from(file.as_str()),
+                Some(file) => Cell::from(file.as_str()).keep_end(),
                 None => Cell::new("none", Style::Warn),
             },
         ]);
