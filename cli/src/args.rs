@@ -311,6 +311,21 @@ pub(crate) fn command() -> clap::Command {
     command.help_template(template)
 }
 
+/// The command line without the variables that are set to nothing: as if they were not set.
+pub(crate) fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &clap::Arg| {
+        let variable = arg.get_env().and_then(std::env::var_os);
+        variable.is_some_and(|value| value.is_empty())
+    };
+    command.mut_args(|arg| {
+        if is_empty(&arg) {
+            arg.env(clap::builder::Resettable::Reset)
+        } else {
+            arg
+        }
+    })
+}
+
 fn styled(style: &clap::builder::styling::Style, text: &str) -> String {
     format!("{}{text}{}", style.render(), style.render_reset())
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use edit::{AddNode, add_node, remove_node, set_string};
 pub(crate) use file::NodeEntry;
-pub(crate) use paths::{expand_home, new_key_path};
+pub(crate) use paths::{expand_home, new_key_path, repository_around};
 
 use crate::args::{Given, Global};
 use crate::error::Failure;

@@ -11,7 +11,7 @@ mod output;
 use std::process::ExitCode;
 
 use clap::FromArgMatches as _;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ErrorKind};
 
 use args::{Cli, Given};
 use context::Context;
@@ -21,13 +21,13 @@ use output::Printer;
 fn main() -> ExitCode {
     // Ends the process where a shell asks for completions.
     clap_complete::CompleteEnv::with_factory(args::command).complete();
-    let matches = match args::command().try_get_matches() {
+    let matches = match args::without_empty_variables(args::command()).try_get_matches() {
         Ok(matches) => matches,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(error),
     };
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(error),
     };
     let out = Printer::new(&cli.global);
     let exit = match run(cli, &Given::new(matches), out) {
@@ -66,7 +66,9 @@ fn run(cli: Cli, given: &Given, out: Printer) -> Result<Exit, (Printer, Failure)
 }
 
 /// Tells help, the version, or what is wrong with the command line.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(mut error: clap::Error) -> ExitCode {
+    // It would list every global flag whose variable is set.
+    error.remove(ContextKind::Usage);
     // A reader that went away needs no help.
     let _ = error.print();
     match error.kind() {

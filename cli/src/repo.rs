@@ -34,7 +34,7 @@ pub use changes::{
     ChangeKind, Changes, ChangesError, Refusal, RefusedPath, Selection, WorktreeChange,
 };
 pub use commit::CommitError;
-pub use configure::git_signing_key;
+pub use configure::{git_person, git_signing_key};
 pub use fetched::{FetchedError, node_reference};
 pub use files::{At, ManagedFiles, ReadError};
 pub use history::{CommitInfo, HistoryError};
@@ -134,6 +134,14 @@ pub enum OpenError {
         /// The folder.
         dir: PathBuf,
     },
+    /// The folder lies within a repository, and is not its top.
+    #[error("{} lies within the git repository {} and is none itself", dir.display(), top.display())]
+    Within {
+        /// The folder.
+        dir: PathBuf,
+        /// The repository's top.
+        top: PathBuf,
+    },
     /// The repository has no work tree.
     #[error("{} is a bare repository, with no work tree to hold definitions", dir.display())]
     Bare {
@@ -183,6 +191,7 @@ impl OpenError {
     pub fn hint(&self) -> String {
         match self {
             Self::NotARepository { dir } => format!("make one: mcp init {}", dir.display()),
+            Self::Within { top, .. } => format!("use its top: --repo {}", top.display()),
             Self::Bare { .. } => "clone it, and work in the clone".to_owned(),
             Self::Shallow { dir } => format!("git -C {} fetch --unshallow", dir.display()),
             Self::ObjectFormat { .. } => {
@@ -212,13 +221,11 @@ impl DesiredRepo {
         // `.git` is a folder, or a file in a linked work tree. A bare repository has neither.
         if dir.join(".git").symlink_metadata().is_err() {
             let looks_bare = dir.join("objects").is_dir() && dir.join("HEAD").is_file();
-            return Err(match looks_bare {
-                true => OpenError::Bare {
-                    dir: dir.to_owned(),
-                },
-                false => OpenError::NotARepository {
-                    dir: dir.to_owned(),
-                },
+            let dir = dir.to_owned();
+            return Err(match (looks_bare, repository_above(&dir)) {
+                (true, _) => OpenError::Bare { dir },
+                (false, Some(top)) if dir.is_dir() => OpenError::Within { dir, top },
+                (false, _) => OpenError::NotARepository { dir },
             });
         }
         Self::open_at(dir)
@@ -291,6 +298,15 @@ impl DesiredRepo {
         git.object_cache_size_if_unset(8 * 1024 * 1024);
         Ok(Self { git, dir: top })
     }
+}
+
+/// The top of the repository that the folder lies in, not being it.
+fn repository_above(dir: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(dir).ok()?;
+    let mut above = absolute.ancestors().skip(1);
+    above
+        .find(|folder| folder.join(".git").symlink_metadata().is_ok())
+        .map(Path::to_owned)
 }
 
 /// Whether both paths lead to the same file, or, where there is none yet, are the same path.

@@ -45,6 +45,9 @@ pub(super) async fn connect(node: &NodeEntry, limit: Option<Duration>) -> Result
             format!("{} is unreachable at {}", node.name, node.address),
         )
         .cause(cause)
+        .hint(
+            "is it up, and mcp-agent on it? There: systemctl status mcp-agent; here: mcp node list",
+        )
     };
     let too_late =
         |what: &str| unreachable(format!("{what} took longer than {}s", limit.as_secs_f32()));

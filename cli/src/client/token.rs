@@ -38,6 +38,11 @@ impl Token {
         (fits && text.bytes().all(|byte| byte.is_ascii_graphic())).then(|| Self(text.to_owned()))
     }
 
+    /// Whether it has the form that agents take, a JWT; nothing of it is verified.
+    pub(crate) fn is_jwt(&self) -> bool {
+        self.0.split('.').count() == 3 && self.claims().is_some()
+    }
+
     /// The token itself, for the request that carries it.
     pub(super) fn reveal(&self) -> &str {
         &self.0

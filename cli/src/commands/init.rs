@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mcp_cli::repo::DesiredRepo;
+use mcp_cli::repo::{DesiredRepo, Identity};
 use mcp_cli::sign::{SigningKey, generate_key};
 use serde::Serialize;
 
@@ -44,7 +44,10 @@ struct Document {
 /// Carries it out.
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     let dir = directory(context, &args)?;
-    let principal = args.name.unwrap_or_else(user_name);
+    let principal = args.name.unwrap_or_else(|| {
+        let person = mcp_cli::repo::git_person(DesiredRepo::open(&dir).ok().as_ref());
+        user_name(login_name().as_deref(), person.as_ref())
+    });
     let (key, made) = key(context, &dir, &principal)?;
     let done = DesiredRepo::init(&dir, &key, &principal, None)
         .map_err(|error| Failure::of(Exit::Failed, &error).maybe_hint(error.hint()))?;
@@ -107,6 +110,12 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         ));
     }
     context.out.data(&text)?;
+    for path in &done.unfit {
+        context.out.warn(&format!(
+            "{}: no node takes a revision that holds it; remove it before the first sync",
+            clean::line(&path.to_string())
+        ));
+    }
     if !done.key_listed {
         context.out.warn(&format!(
             "{} is not among the signers; an owner adds it to .mcp/allowed_signers",
@@ -128,16 +137,57 @@ fn directory(context: &Context, args: &Args) -> Result<PathBuf, Failure> {
         Some(dir) => config::expand_home(dir)?,
         None => context.settings.repo.value.clone(),
     };
-    std::path::absolute(&dir).map_err(|error| {
+    let dir = std::path::absolute(&dir).map_err(|error| {
         Failure::usage(format!("{} has no absolute path", dir.display())).because(&error)
+    })?;
+    // `desired/../other` is told, and kept in the settings, as what it leads to.
+    let parent = dir.parent().and_then(|parent| parent.canonicalize().ok());
+    Ok(match (dir.canonicalize(), parent, dir.file_name()) {
+        (Ok(real), ..) => real,
+        (Err(_), Some(parent), Some(name)) => parent.join(name),
+        _ => dir,
     })
 }
 
-fn user_name() -> String {
+/// Who is logged in: the environment's word, else that of the system's own list of users.
+fn login_name() -> Option<String> {
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    set("USER")
-        .or_else(|| set("LOGNAME"))
-        .unwrap_or_else(|| "operator".to_owned())
+    set("USER").or_else(|| set("LOGNAME")).or_else(|| {
+        let users = std::fs::read_to_string("/etc/passwd").ok()?;
+        let uid = rustix::process::getuid().as_raw().to_string();
+        users.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)? == uid).then(|| name.to_owned())
+        })
+    })
+}
+
+/// The name among the signers: the login's, else, where that says nothing of the person, that of
+/// git's own identity.
+fn user_name(login: Option<&str>, person: Option<&Identity>) -> String {
+    let of_person = person.and_then(|person| {
+        let local = person.email.split('@').next().unwrap_or_default();
+        [local, person.name.as_str()]
+            .into_iter()
+            .map(as_principal)
+            .find(|name| !name.is_empty())
+    });
+    let login = login.map(as_principal).filter(|name| !name.is_empty());
+    match (login, of_person) {
+        (Some(login), _) if login != "root" => login,
+        (_, Some(person)) => person,
+        (Some(login), None) => login,
+        (None, None) => "operator".to_owned(),
+    }
+}
+
+/// The text with what cannot stand in a signer's name left out, in lower case.
+fn as_principal(text: &str) -> String {
+    let kept = text.trim().chars().map(|c| if c == ' ' { '-' } else { c });
+    kept.filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        .collect::<String>()
+        .to_ascii_lowercase()
 }
 
 /// The operator's key, or a new one where nobody names one; and where the new one was put.
@@ -148,6 +198,16 @@ fn key(
 ) -> Result<(SigningKey, Option<PathBuf>), Failure> {
     let existing = DesiredRepo::open(dir).ok();
     if let Some(source) = repository::find(context, existing.as_ref())? {
+        return Ok((repository::load(context, &source)?, None));
+    }
+    let usual = config::expand_home(Path::new("~/.ssh/id_ed25519"))?;
+    if usual.is_file()
+        && context.out.confirm(&format!(
+            "No key is set up for signing. Sign with {}?",
+            usual.display()
+        ))
+    {
+        let source = mcp_cli::sign::KeySource::File(usual);
         return Ok((repository::load(context, &source)?, None));
     }
     let path = config::new_key_path()?;
@@ -188,4 +248,26 @@ fn record(context: &Context, named: bool, dir: &Path) -> Result<bool, Failure> {
     )
     .map_err(|error| error.failure())?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn person(name: &str, email: &str) -> Identity {
+        Identity {
+            name: name.to_owned(),
+            email: email.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_signer_is_named_after_the_login_and_root_after_git_s_identity() {
+        let alice = person("Alice Anders", "alice@example.net");
+        assert_eq!(user_name(Some("ali"), Some(&alice)), "ali");
+        assert_eq!(user_name(Some("root"), Some(&alice)), "alice");
+        assert_eq!(user_name(None, Some(&person("Bob B. Ö", ""))), "bob-b.-");
+        assert_eq!(user_name(Some("root"), None), "root");
+        assert_eq!(user_name(None, None), "operator");
+    }
 }

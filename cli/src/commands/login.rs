@@ -31,6 +31,11 @@ pub(crate) async fn run(context: &Context, _: Args) -> Outcome {
         Failure::usage("standard input holds no token")
             .hint("mcp-agent token issue --config FILE --subject NAME --role operator | mcp login --token-stdin")
     })?;
+    if !token.is_jwt() {
+        return Err(Failure::usage("what standard input holds is no token")
+            .cause("a token has three parts with dots between them, as in eyJhbGciOi….eyJpc3MiOi….aGVsbG8")
+            .hint("mcp-agent token issue --config FILE --subject NAME --role operator | mcp login --token-stdin"));
+    }
     let settings = &context.settings;
     let mut paths = Vec::new();
     if let Some(file) = &settings.token_file {

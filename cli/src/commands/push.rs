@@ -216,6 +216,7 @@ pub(crate) fn commit(
         text.push_str(&body.join("\n"));
     }
     let key = repository::key(context, Some(repo))?;
+    repository::require_authorised(repo, changes, selection, &key)?;
     let signer = repository::signer_name(repo, &key);
     if signer.is_none() {
         context.out.warn(&format!(

@@ -13,17 +13,30 @@ use mcp_spec::diff;
 use mcp_spec::image::Digest;
 use mcp_spec::name::ServiceName;
 use mcp_spec::revision::CommitId;
-use mcp_spec::signature::{ALLOWED_SIGNERS_PATH, AllowedSigners};
+use mcp_spec::signature::{
+    ALLOWED_SIGNERS_PATH, AllowedSigners, AuthorisationError, ParentView, authorise,
+};
 
 use crate::config::Origin;
 use crate::context::Context;
 use crate::error::{Exit, Failure};
-use crate::output::diagnostics;
 use crate::output::style::count;
+use crate::output::{clean, diagnostics};
 
 /// Opens the repository of the settings.
 pub(crate) fn open(context: &Context) -> Result<DesiredRepo, Failure> {
-    DesiredRepo::open(&context.settings.repo.value)
+    let setting = &context.settings.repo;
+    if setting.origin == Origin::File
+        && let Some(here) = crate::config::repository_around()
+        && here.canonicalize().ok() != setting.value.canonicalize().ok()
+    {
+        context.out.note(&format!(
+            "taking {}, as mcp.toml says; for the one that you are in: --repo {}",
+            setting.value.display(),
+            here.display()
+        ));
+    }
+    DesiredRepo::open(&setting.value)
         .map_err(|error| Failure::of(Exit::Usage, &error).hint(error.hint()))
 }
 
@@ -72,7 +85,93 @@ pub(crate) fn load(
 
 /// Failures of reading history, at the call site of any command.
 pub(crate) fn history_failure(error: &HistoryError) -> Failure {
-    Failure::of(Exit::Failed, error).hint(error.hint())
+    let failure = match error {
+        HistoryError::UnknownRevision { .. } => named_badly(error),
+        _ => Failure::of(Exit::Failed, error),
+    };
+    failure.hint(error.hint())
+}
+
+/// A revision that names nothing; of git's own words only those that say which ones it may have meant.
+fn named_badly(error: &HistoryError) -> Failure {
+    let mut failure = Failure::of(Exit::Usage, error);
+    failure.causes.retain(|cause| cause.contains("ambiguous"));
+    failure
+}
+
+/// Refuses what the nodes would refuse, before it is committed and in the way: a key that the
+/// repository's signers do not allow these changes, or signers that leave nobody to change them.
+///
+/// # Errors
+///
+/// Exit code 7, with the mend.
+pub(crate) fn require_authorised(
+    repo: &DesiredRepo,
+    changes: &Changes,
+    selection: &Selection,
+    key: &SigningKey,
+) -> Result<(), Failure> {
+    let Some(head) = changes.head else {
+        return Ok(());
+    };
+    let before = repo
+        .files(At::Commit(head))
+        .and_then(|files| files.read(ALLOWED_SIGNERS_PATH))
+        .map_err(|error| read_failure(&error))?;
+    // Without signers nothing is authorised yet: the node judges the commit that introduces them.
+    let Some(Ok(before)) = before.map(|bytes| AllowedSigners::parse_bytes(&bytes)) else {
+        return Ok(());
+    };
+    let touched: Vec<String> = changes
+        .selected(selection)
+        .map(|change| change.path.clone())
+        .collect();
+    let after = if touched.iter().any(|path| path == ALLOWED_SIGNERS_PATH) {
+        let bytes = repo
+            .files(At::WorkTree)
+            .and_then(|files| files.read(ALLOWED_SIGNERS_PATH))
+            .map_err(|error| read_failure(&error))?;
+        bytes
+            .map(|bytes| AllowedSigners::parse_bytes(&bytes))
+            .transpose()
+            .map_err(|error| {
+                Failure::of(Exit::Failed, &error).hint(format!(
+                    "mend it, or: git checkout HEAD -- {ALLOWED_SIGNERS_PATH}"
+                ))
+            })?
+    } else {
+        Some(before.clone())
+    };
+    let parent = ParentView {
+        signers: &before,
+        touched: &touched,
+    };
+    match authorise(&[parent], key.public(), after.as_ref()) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(unauthorised(&error, key)),
+    }
+}
+
+fn unauthorised(error: &AuthorisationError, key: &SigningKey) -> Failure {
+    let hint = match error {
+        AuthorisationError::SignersDeleted | AuthorisationError::NoOwnerLeft => {
+            format!("git checkout HEAD -- {ALLOWED_SIGNERS_PATH}")
+        }
+        AuthorisationError::OutsideServices { .. } => {
+            "deploy a service of yours with mcp deploy SERVICE, or ask an owner to sign".to_owned()
+        }
+        AuthorisationError::UnknownSigner { .. } => format!(
+            "sign with a key that is, as --key FILE; or an owner adds this one: {}",
+            AllowedSigners::line_for("NAME", key.public(), &["git", "mcp-request"])
+        ),
+        _ => "ask an owner to sign it".to_owned(),
+    };
+    Failure::new(
+        Exit::Refused,
+        "nothing is committed: every node would refuse the commit",
+    )
+    .cause(error.to_string())
+    .hint(hint)
 }
 
 fn read_failure(error: &ReadError) -> Failure {
@@ -96,7 +195,7 @@ pub(crate) fn revision_id(context: &Context, rev: &str) -> Result<String, Failur
         Some(repo) => match repo.resolve(rev) {
             Ok(id) => Ok(id.to_string()),
             Err(_) if hexadecimal => Ok(rev.to_ascii_lowercase()),
-            Err(error) => Err(Failure::of(Exit::Usage, &error).hint("mcp revisions")),
+            Err(error) => Err(named_badly(&error).hint("mcp revisions")),
         },
         None if hexadecimal => Ok(rev.to_ascii_lowercase()),
         None => Err(Failure::usage(format!(
@@ -148,11 +247,54 @@ impl<'a> Next<'a> {
         })
     }
 
+    /// The files of the work tree.
+    pub(crate) const fn worktree(&self) -> &ManagedFiles<'a> {
+        &self.worktree
+    }
+
     fn side(&self, path: &str) -> Option<&ManagedFiles<'a>> {
         if self.selection.takes(path) {
             Some(&self.worktree)
         } else {
             self.head.as_ref()
+        }
+    }
+}
+
+/// Warns of files that look like definitions and are none: in folders of `services/`, or kept out by
+/// `.gitignore`. Nothing else would tell that a service is missing.
+pub(crate) fn warn_of_overlooked(
+    context: &Context,
+    repo: &DesiredRepo,
+    worktree: &ManagedFiles<'_>,
+) {
+    let is_definition = |path: &str| path.ends_with(".toml");
+    for path in worktree.paths() {
+        let below = path
+            .strip_prefix("services/")
+            .filter(|rest| rest.contains('/'));
+        if below.is_some_and(is_definition) {
+            context.out.warn(&format!(
+                "{} is not read: definitions lie in services/ itself, not in folders of it",
+                clean::line(path)
+            ));
+        }
+    }
+    // What cannot be listed was told by the scan.
+    let Ok(entries) = std::fs::read_dir(repo.dir().join("services")) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|name| is_definition(name)) else {
+            continue;
+        };
+        let path = format!("services/{name}");
+        if !worktree.contains(&path) && entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            context.out.warn(&format!(
+                "{} is not read: git ignores it; git check-ignore -v {0} tells where that is said",
+                clean::line(&path)
+            ));
         }
     }
 }

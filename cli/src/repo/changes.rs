@@ -69,12 +69,26 @@ impl fmt::Display for ChangeKind {
 
 /// A path below a managed folder that cannot be committed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: {reason}")]
+#[error("{}: {reason}", printable(path))]
 pub struct RefusedPath {
     /// The path, relative to the repository's top; what is not UTF-8 in it is replaced.
     pub path: String,
     /// Why.
     pub reason: Refusal,
+}
+
+/// The path in one line, whatever its name holds.
+fn printable(path: &str) -> String {
+    let active = |c: char| c.is_control();
+    path.chars()
+        .flat_map(|c| {
+            if active(c) {
+                c.escape_default().collect()
+            } else {
+                vec![c]
+            }
+        })
+        .collect()
 }
 
 /// Why a path cannot be committed.
@@ -109,7 +123,7 @@ pub enum Refusal {
         other: String,
     },
     /// It is larger than [`super::MAX_FILE_BYTES`].
-    #[error("{bytes} bytes are more than a managed file may have; keep it out of the repository")]
+    #[error("{bytes} bytes are more than the {} MiB that a managed file may have; keep it out of the repository", super::MAX_FILE_BYTES >> 20)]
     TooLarge {
         /// Its size.
         bytes: u64,

@@ -33,7 +33,7 @@ pub enum CommitError {
         paths: Vec<RefusedPath>,
     },
     /// `HEAD` is on no branch.
-    #[error("HEAD is detached at {head}: a commit would be on no branch")]
+    #[error("HEAD is detached at {}: a commit would be on no branch", head.short())]
     Detached {
         /// The commit that `HEAD` is at.
         head: CommitId,
@@ -188,7 +188,12 @@ impl DesiredRepo {
         Ok(commit)
     }
 
-    fn require_committable(&self) -> Result<(), CommitError> {
+    /// Whether a commit could be made now: `HEAD` is on a branch, and nothing is in progress or in conflict.
+    ///
+    /// # Errors
+    ///
+    /// [`CommitError`], what is in the way.
+    pub fn require_committable(&self) -> Result<(), CommitError> {
         if let Some(state) = self.git.state() {
             return Err(CommitError::InProgress {
                 operation: operation(&state),
@@ -356,7 +361,10 @@ impl DesiredRepo {
                 let now = self.git.head().and_then(|head| head.try_into_peeled_id());
                 let now = now.ok().flatten().map(gix::Id::detach);
                 match now == head {
-                    true => Err(unwritten(source)),
+                    true => Err(match self.branch_lock() {
+                        Some(lock) => CommitError::IndexLocked { lock },
+                        None => unwritten(source),
+                    }),
                     false => Err(CommitError::HeadMoved {
                         from: head.map(commit_id),
                         to: now.map(commit_id),
@@ -364,6 +372,21 @@ impl DesiredRepo {
                 }
             }
         }
+    }
+}
+
+impl DesiredRepo {
+    /// The lock of `HEAD` or of its branch, where one is there.
+    fn branch_lock(&self) -> Option<PathBuf> {
+        let branch = self.git.head_name().ok().flatten();
+        let branch = branch.map(|name| {
+            let file = format!("{}.lock", name.as_bstr());
+            self.git.common_dir().join(file)
+        });
+        let head = self.git.git_dir().join("HEAD.lock");
+        std::iter::once(head)
+            .chain(branch)
+            .find(|lock| lock.exists())
     }
 }
 

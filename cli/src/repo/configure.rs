@@ -6,7 +6,7 @@ use std::path::Path;
 use gix::bstr::{BString, ByteSlice};
 use gix::config::Source;
 
-use super::{DesiredRepo, GitFailure, LOCK_WAIT};
+use super::{DesiredRepo, GitFailure, Identity, LOCK_WAIT};
 
 /// The SSH key that git is set up to sign with: `user.signingkey`, where `gpg.format` is `ssh`
 /// or the value itself is an SSH key.
@@ -23,6 +23,26 @@ pub fn git_signing_key(repo: Option<&DesiredRepo>) -> Option<String> {
     let is_ssh = string("gpg.format").is_some_and(|format| format == "ssh");
     let looks_like_ssh = key.starts_with("key::") || key.starts_with("ssh-");
     (is_ssh || looks_like_ssh).then_some(key)
+}
+
+/// Whom git's configuration names as the author of commits; either part may be empty, not both.
+pub fn git_person(repo: Option<&DesiredRepo>) -> Option<Identity> {
+    let globals = match repo {
+        Some(_) => None,
+        None => gix::config::File::from_globals().ok(),
+    };
+    let string = |key: &str| -> String {
+        let value = match repo {
+            Some(repo) => repo.git.config_snapshot().string(key),
+            None => globals.as_ref().and_then(|globals| globals.string(key)),
+        };
+        value.map(|value| value.to_string()).unwrap_or_default()
+    };
+    let person = Identity {
+        name: string("user.name"),
+        email: string("user.email"),
+    };
+    (!person.name.is_empty() || !person.email.is_empty()).then_some(person)
 }
 
 /// A setting of the repository's own configuration file.

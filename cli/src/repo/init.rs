@@ -373,7 +373,7 @@ fn settings(key: &SigningKey) -> [Setting; 4] {
 fn open_or_create(dir: &Path) -> Result<(DesiredRepo, bool), InitError> {
     match DesiredRepo::open(dir) {
         Ok(repo) => return Ok((repo, false)),
-        Err(OpenError::NotARepository { .. }) => {}
+        Err(OpenError::NotARepository { .. } | OpenError::Within { .. }) => {}
         Err(error) => return Err(error.into()),
     }
     let failed = |source: gix::Error| InitError::Create {

@@ -342,13 +342,20 @@ fn decrypt(
                 .map_err(|_| wrong())
         }
         PassphraseSource::Terminal => {
-            for _ in 0..PROMPTS {
-                let passphrase =
-                    rpassword::prompt_password(format!("Passphrase for {}: ", path.display()))
-                        .map_err(|source| LoadKeyError::Passphrase {
-                            from: "the terminal".to_owned(),
-                            source,
-                        })?;
+            for attempt in 0..PROMPTS {
+                let again = if attempt == 0 {
+                    ""
+                } else {
+                    "That was not it. "
+                };
+                let passphrase = rpassword::prompt_password(format!(
+                    "{again}Passphrase for {}: ",
+                    path.display()
+                ))
+                .map_err(|source| LoadKeyError::Passphrase {
+                    from: "the terminal".to_owned(),
+                    source,
+                })?;
                 if let Ok(opened) = key.decrypt(passphrase) {
                     return Ok(opened);
                 }

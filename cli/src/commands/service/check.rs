@@ -89,6 +89,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Outcome {
         }
         false => Vec::new(),
     };
+    if args.names.is_empty() {
+        repository::warn_of_overlooked(context, &repo, &files);
+    }
     let total = errors.len() + refused.len();
     if !context.out.is_table() {
         let errors = errors
