@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use mcp_spec::name::ServiceName;
+use mcp_spec::name::{ServiceName, Target};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -136,6 +136,34 @@ impl Identity {
         })
     }
 
+    /// The targets that the caller sees: those that it names, else, of a narrowed token, its services.
+    /// What is empty then means everything.
+    ///
+    /// # Errors
+    ///
+    /// [`ForbiddenError::Service`] where it names a service that its token does not cover, and
+    /// [`ForbiddenError::Narrowed`] where the token covers none.
+    pub fn visible(&self, targets: Vec<Target>) -> Result<Vec<Target>, ForbiddenError> {
+        let Some(services) = &self.services else {
+            return Ok(targets);
+        };
+        if services.is_empty() {
+            self.require_all_services()?;
+        }
+        for target in &targets {
+            self.require_service(&target.service)?;
+        }
+        if !targets.is_empty() {
+            return Ok(targets);
+        }
+        let of_service = |service: &ServiceName| Target {
+            node: None,
+            service: service.clone(),
+            component: None,
+        };
+        Ok(services.iter().map(of_service).collect())
+    }
+
     /// Holds the caller to a token for every service, where a call is about the whole node.
     ///
     /// # Errors
@@ -183,5 +211,28 @@ mod tests {
         assert!(narrowed.require_service(&"wiki".parse().unwrap()).is_err());
         assert!(narrowed.require_all_services().is_err());
         assert!(identity(Role::Viewer, None).require_all_services().is_ok());
+    }
+
+    #[test]
+    fn a_narrowed_token_sees_its_services_alone() {
+        let target = |text: &str| text.parse::<Target>().unwrap();
+        let narrowed = identity(Role::Viewer, Some(&["shop", "wiki"]));
+        assert_eq!(
+            narrowed.visible(Vec::new()).unwrap(),
+            [target("shop"), target("wiki")]
+        );
+        let one = vec![target("shop/web")];
+        assert_eq!(narrowed.visible(one.clone()).unwrap(), one);
+        assert!(narrowed.visible(vec![target("mail")]).is_err());
+        // An empty list would mean everything.
+        assert!(
+            identity(Role::Viewer, Some(&[]))
+                .visible(Vec::new())
+                .is_err()
+        );
+        assert_eq!(
+            identity(Role::Viewer, None).visible(Vec::new()).unwrap(),
+            []
+        );
     }
 }

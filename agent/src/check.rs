@@ -90,6 +90,20 @@ pub async fn check(file: &Path) -> Vec<Row> {
     rows.push(registry(&config));
     rows.push(engine(&config).await);
     rows.push(disk(&config));
+    rows.extend(without_effect(&config));
+    rows
+}
+
+/// Settings that are read and that nothing in this release acts on.
+fn without_effect(config: &Config) -> Vec<Row> {
+    let mut rows = Vec::new();
+    if config.metrics.is_some() {
+        rows.push(Row::warning(
+            "metrics",
+            "[metrics] is set, and this release serves none",
+            "ask with: mcp status -o json",
+        ));
+    }
     rows
 }
 

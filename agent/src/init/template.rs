@@ -109,7 +109,7 @@ event_retention = \"90d\"
 
 [policy]                   # what this node's owner allows, whatever a signer signs
 host_paths     = [{host_path}]   # binds lie at or beneath these
-privileged     = false
+privileged     = false     # of no effect yet, like devices: definitions cannot ask for them
 host_network   = false
 bridge_network = true
 devices        = []
@@ -117,7 +117,7 @@ registries     = []        # as in \"registry.example.net:5000\"; empty: any
 ports          = [\"127.0.0.1:1024-65535\", \"[::1]:1024-65535\"]
 capabilities   = []        # beyond the engine's usual ones, as in \"NET_ADMIN\"
 
-# [metrics]
+# [metrics]                # of no effect yet: this release serves no metrics
 # listen = \"127.0.0.1:9445\"
 ",
         node = values.node,

@@ -248,6 +248,20 @@ impl RevisionStore {
         described(&self.open_objects()?, record)
     }
 
+    /// The authors' names of commits, in their order; nothing where one is not here.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`] where the store cannot be opened.
+    pub fn authors(&self, commits: &[CommitId]) -> Result<Vec<Option<String>>, ReadError> {
+        let objects = self.open_objects()?;
+        let author = |commit: &CommitId| {
+            let commit = parsed(&objects, *commit).ok()?;
+            Some(commit.author.name)
+        };
+        Ok(commits.iter().map(author).collect())
+    }
+
     /// The newest accepted revisions first, at most `limit`; with paths, those alone that changed
     /// something at or below one of them.
     ///

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use mcp_spec::name::Target;
 use tonic::body::Body;
 use tonic::codegen::http::header::AUTHORIZATION;
 use tonic::codegen::http::{HeaderMap, Request, Response};
@@ -24,6 +25,9 @@ use crate::auth::refusals::Refusals;
 use crate::auth::{Identity, Role};
 use crate::registry::AuditRow;
 use crate::tls::Peer;
+
+/// Characters of a target in the audit: dozens of services fit.
+const MAX_TARGET: usize = 1000;
 
 /// Puts the gate before a service.
 #[derive(Debug, Clone)]
@@ -45,6 +49,20 @@ impl About {
             .get::<Self>()
             .cloned()
             .unwrap_or_default()
+    }
+
+    /// Says that a call is about these targets, or about everything where there are none.
+    pub fn say_targets(&self, targets: &[Target], request_id: &str) {
+        let names: Vec<String> = targets.iter().map(ToString::to_string).collect();
+        let what = if names.is_empty() {
+            "every service".to_owned()
+        } else {
+            names.join(", ")
+        };
+        self.say(
+            what.chars().take(MAX_TARGET).collect::<String>(),
+            request_id,
+        );
     }
 
     /// Says it, once: the target in words, and the request's id or nothing.

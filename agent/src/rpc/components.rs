@@ -1,6 +1,6 @@
 //! Components and deployments as messages: what `list`, `ps`, `status`, `history` and the rest show.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use mcp_spec::component::Kind;
 use mcp_spec::definition::DesiredSet;
 use mcp_spec::drift::{Expected, drift, observed_state};
 use mcp_spec::image::Digest;
-use mcp_spec::name::{ComponentKey, NodeName, Target};
+use mcp_spec::name::{ComponentKey, NodeName, ServiceName, Target};
 use mcp_spec::observed::{ContainerState, DesiredState, Observed, ObservedState};
 use mcp_spec::revision::CommitId;
 
@@ -49,6 +49,8 @@ pub(super) struct View {
     /// What the head wants here, where its definitions could be read.
     pub(super) wanted: Option<Arc<DesiredSet>>,
     pub(super) quarantined: Vec<(ComponentKey, Digest)>,
+    /// Services that are being changed: what differs there meanwhile is nobody's drift.
+    busy: BTreeSet<ServiceName>,
 }
 
 impl View {
@@ -80,8 +82,14 @@ impl View {
             }
             None => None,
         };
+        let services: BTreeSet<_> = rows.iter().map(|row| row.key.service.clone()).collect();
+        let busy = services
+            .into_iter()
+            .filter(|service| agent.busy.is_busy(service))
+            .collect();
         Ok(Self {
             head,
+            busy,
             rows,
             behind,
             seen: seen.into_iter().map(|row| (row.key.clone(), row)).collect(),
@@ -195,7 +203,10 @@ impl View {
             started_at: time(seen.and_then(|seen| seen.started_at)),
             restarts: seen.map_or(0, |seen| seen.restarts),
             managed: true,
-            exit_code: seen.and_then(|seen| seen.exit_code),
+            // Of a container that runs it is the last run's.
+            exit_code: seen
+                .filter(|seen| seen.state != ObservedState::Running)
+                .and_then(|seen| seen.exit_code),
             orphaned: self.wanted.is_some() && wanted.is_none(),
             quarantined: wanted.is_some_and(|spec| {
                 *spec != row.spec && self.quarantined.contains(&(key.clone(), spec.digest()))
@@ -206,6 +217,9 @@ impl View {
         };
         if let Some(snapshot) = snapshot {
             overlay(&mut component, row, seen, snapshot);
+        }
+        if self.busy.contains(&key.service) {
+            component.drift.clear();
         }
         component
     }

@@ -18,6 +18,7 @@ mod why;
 
 use follow::Updates;
 
+use super::authenticate::caller;
 use super::components::View;
 use super::status;
 use crate::Agent;
@@ -131,8 +132,9 @@ impl v1::deployments_server::Deployments for Deployments {
         &self,
         request: Request<v1::WhyRequest>,
     ) -> Result<Response<v1::WhyResponse>, Status> {
+        let identity = caller(&request)?;
         let request = request.into_inner();
-        let targets = targets_of(request.target.as_slice())?;
+        let targets = identity.visible(targets_of(request.target.as_slice())?)?;
         let view = View::read(&self.agent)
             .await
             .map_err(|error| status::registry(&error))?;

@@ -8,7 +8,7 @@ use mcp_proto::v1;
 use mcp_spec::revision::CommitId;
 use tonic::{Request, Response, Status};
 
-use super::authenticate::caller;
+use super::authenticate::{About, caller};
 use super::registry::engine_status;
 use super::status;
 use crate::Agent;
@@ -87,10 +87,12 @@ impl v1::node_server::Node for Node {
         request: Request<v1::FetchSourceRequest>,
     ) -> Result<Response<v1::FetchSourceResponse>, Status> {
         let identity = caller(&request)?;
+        let about = About::of(&request);
         let agent = Arc::clone(&self.agent);
         let Some(source) = agent.config.source.clone() else {
             return Err(status::no_source());
         };
+        about.say(&source.url, "");
         // As with a push: a client that goes away changes nothing.
         let fetching = self.agent.work.spawn(async move {
             let before = agent.revisions.head();
@@ -121,6 +123,7 @@ impl v1::node_server::Node for Node {
         request: Request<v1::TestAlertRequest>,
     ) -> Result<Response<v1::TestAlertResponse>, Status> {
         let identity = caller(&request)?;
+        About::of(&request).say("alert command", "");
         let agent = Arc::clone(&self.agent);
         let shutdown = agent.shutdown.clone();
         let testing = agent.alerts.clone();

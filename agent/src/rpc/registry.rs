@@ -7,15 +7,18 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use mcp_proto::{convert, v1};
+use mcp_spec::name::Target;
 use mcp_spec::observed::label;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
+use super::authenticate::caller;
 use super::components::{View, text};
 use super::node::usage;
 use super::status::{self, Failure};
 use crate::Agent;
+use crate::auth::Identity;
 use crate::node::NodeFacts;
 use crate::registry::{EventQuery, EventRow};
 use crate::watch::{EngineState, Snapshot};
@@ -43,13 +46,14 @@ impl Registry {
         Self { agent }
     }
 
-    async fn listed(
+    async fn listed<T>(
         &self,
-        targets: &[v1::Target],
+        request: Request<T>,
+        targets: impl FnOnce(T) -> Vec<v1::Target>,
         look: Look,
     ) -> Result<Response<v1::ListResponse>, Status> {
-        let targets = convert::targets(targets)
-            .map_err(|error| Status::from(Failure::of(Code::InvalidArgument, "target", &error)))?;
+        let identity = caller(&request)?;
+        let (targets, named) = seen(&identity, &targets(request.into_inner()))?;
         let agent = &self.agent;
         let (snapshot, engine_error) = match look {
             Look::Registry => (None, String::new()),
@@ -64,7 +68,7 @@ impl Registry {
             .await
             .map_err(|error| status::registry(&error))?;
         let components = view.components(&targets, snapshot.as_deref());
-        if components.is_empty() && !targets.is_empty() {
+        if components.is_empty() && named {
             return Err(status::unknown_target(&targets, &agent.config.node));
         }
         Ok(Response::new(v1::ListResponse {
@@ -74,6 +78,14 @@ impl Registry {
             engine_error,
         }))
     }
+}
+
+/// The targets that the caller sees, and whether it named any itself.
+fn seen(identity: &Identity, targets: &[v1::Target]) -> Result<(Vec<Target>, bool), Status> {
+    let targets = convert::targets(targets)
+        .map_err(|error| Status::from(Failure::of(Code::InvalidArgument, "target", &error)))?;
+    let named = !targets.is_empty();
+    Ok((identity.visible(targets)?, named))
 }
 
 /// Where a list comes from.
@@ -168,7 +180,7 @@ impl v1::registry_server::Registry for Registry {
         &self,
         request: Request<v1::ListRequest>,
     ) -> Result<Response<v1::ListResponse>, Status> {
-        self.listed(&request.into_inner().targets, Look::Registry)
+        self.listed(request, |request| request.targets, Look::Registry)
             .await
     }
 
@@ -176,23 +188,25 @@ impl v1::registry_server::Registry for Registry {
         &self,
         request: Request<v1::ListRequest>,
     ) -> Result<Response<v1::ListResponse>, Status> {
-        self.listed(&request.into_inner().targets, Look::Live).await
+        self.listed(request, |request| request.targets, Look::Live)
+            .await
     }
 
     async fn get_drift(
         &self,
         request: Request<v1::DriftRequest>,
     ) -> Result<Response<v1::ListResponse>, Status> {
-        self.listed(&request.into_inner().targets, Look::Live).await
+        self.listed(request, |request| request.targets, Look::Live)
+            .await
     }
 
     async fn status(
         &self,
         request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
+        let identity = caller(&request)?;
         let request = request.into_inner();
-        let targets = convert::targets(&request.targets)
-            .map_err(|error| Status::from(Failure::of(Code::InvalidArgument, "target", &error)))?;
+        let (targets, named) = seen(&identity, &request.targets)?;
         let agent = &self.agent;
         let (snapshot, _) = fresh(agent).await;
         agent.watch.recorded(&agent.busy, RECORDING).await;
@@ -200,7 +214,7 @@ impl v1::registry_server::Registry for Registry {
             .await
             .map_err(|error| status::registry(&error))?;
         let components = view.components(&targets, Some(&snapshot));
-        if components.is_empty() && !targets.is_empty() {
+        if components.is_empty() && named {
             return Err(status::unknown_target(&targets, &agent.config.node));
         }
         let limit = if request.events == 0 {
@@ -272,9 +286,9 @@ impl v1::registry_server::Registry for Registry {
         &self,
         request: Request<v1::WatchEventsRequest>,
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let identity = caller(&request)?;
         let request = request.into_inner();
-        let targets = convert::targets(&request.targets)
-            .map_err(|error| Status::from(Failure::of(Code::InvalidArgument, "target", &error)))?;
+        let (targets, _) = seen(&identity, &request.targets)?;
         let since = if request.since.is_empty() {
             None
         } else {

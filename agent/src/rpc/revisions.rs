@@ -49,9 +49,10 @@ pub(super) struct Revisions {
 impl Revisions {
     /// What the head asks for and nobody has deployed yet. A plan that cannot be made is no failure of
     /// the push.
-    async fn pending(&self) -> Option<v1::Plan> {
+    async fn pending(&self, identity: &Identity) -> Option<v1::Plan> {
+        let targets = identity.visible(Vec::new()).ok()?;
         let wish = Wish {
-            targets: None,
+            targets: (!targets.is_empty()).then_some(targets),
             revision: None,
             options: Options::default(),
             draft: Vec::new(),
@@ -247,17 +248,19 @@ impl v1::revisions_server::Revisions for Revisions {
         let header = Header::read(&header)?;
         let pack = receive_pack(&self.agent, &mut stream, header.pack_bytes).await?;
         // A client that goes away now changes nothing: what is accepted is also written down.
-        let accepting =
-            self.agent
-                .work
-                .spawn(accept(Arc::clone(&self.agent), identity, header, pack));
+        let accepting = self.agent.work.spawn(accept(
+            Arc::clone(&self.agent),
+            identity.clone(),
+            header,
+            pack,
+        ));
         let accepted = accepting.await.map_err(|_| status::stopping())??;
         Ok(Response::new(v1::PushPackResponse {
             node: self.agent.config.node.to_string(),
             previous: shown(accepted.previous),
             revision: accepted.head.to_string(),
             new_commits: u32::try_from(accepted.new_commits.len()).unwrap_or(u32::MAX),
-            pending: self.pending().await,
+            pending: self.pending(&identity).await,
         }))
     }
 
@@ -265,6 +268,7 @@ impl v1::revisions_server::Revisions for Revisions {
         &self,
         request: Request<v1::ListRevisionsRequest>,
     ) -> Result<Response<v1::ListRevisionsResponse>, Status> {
+        let identity = caller(&request)?;
         let v1::ListRevisionsRequest { target, limit } = request.into_inner();
         let limit = match limit {
             0 => LISTED,
@@ -274,6 +278,9 @@ impl v1::revisions_server::Revisions for Revisions {
             Some(target) => target_names(&target)?,
             None => (None, None),
         };
+        if let Some(service) = &service {
+            identity.require_service(service)?;
+        }
         let rows = self
             .agent
             .registry
@@ -284,8 +291,17 @@ impl v1::revisions_server::Revisions for Revisions {
             })
             .await
             .map_err(|error| status::registry(&error))?;
+        let commits: Vec<CommitId> = rows.iter().map(|row| row.commit).collect();
+        let store = Arc::clone(&self.agent);
+        let authors = blocking(move || store.revisions.authors(&commits))
+            .await?
+            .map_err(|error| status::read(&error))?;
         Ok(Response::new(v1::ListRevisionsResponse {
-            revisions: rows.into_iter().map(revision).collect(),
+            revisions: rows
+                .into_iter()
+                .zip(authors)
+                .map(|(row, author)| revision(row, author.unwrap_or_default()))
+                .collect(),
         }))
     }
 
@@ -387,12 +403,12 @@ fn target_names(
     Ok((Some(service), component))
 }
 
-fn revision(row: RevisionRow) -> v1::Revision {
+fn revision(row: RevisionRow, author: String) -> v1::Revision {
     v1::Revision {
         revision: row.commit.to_string(),
         subject: row.subject,
         signer: row.signer,
-        author: String::new(),
+        author,
         authored_at: row.authored_at.to_string(),
         received_at: row.received_at.to_string(),
         source: row.source.as_str().to_owned(),

@@ -16,8 +16,11 @@ use crate::auth::Role;
 use crate::auth::issuer::{Grant, Issuer};
 use crate::config::Config;
 use crate::init::{InitOptions, init};
+use v1::deployments_client::DeploymentsClient;
 use v1::node_client::NodeClient;
+use v1::registry_client::RegistryClient;
 use v1::revisions_client::RevisionsClient;
+use v1::workloads_client::WorkloadsClient;
 
 struct Running {
     config: Config,
@@ -80,12 +83,16 @@ impl Running {
     }
 
     fn token(&self, role: Role) -> String {
+        self.narrowed(role, &[])
+    }
+
+    fn narrowed(&self, role: Role, services: &[&str]) -> String {
         let issuer = Issuer::load(&self.config.node, &self.config.issuer_key()).unwrap();
         let grant = Grant {
             subject: "alice".to_owned(),
             role,
             ttl: Span::from_secs(60),
-            services: [].into(),
+            services: services.iter().map(|name| name.parse().unwrap()).collect(),
             audience: "mcp".to_owned(),
         };
         issuer.issue(&grant, Timestamp::now())
@@ -318,6 +325,64 @@ async fn a_call_takes_a_token_and_its_role() {
     assert_eq!(open.into_inner().status, 1);
     let closed = health.watch(HealthCheckRequest::default()).await;
     assert_eq!(closed.unwrap_err().code(), Code::Unauthenticated);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_narrowed_token_reads_its_services_alone_and_changes_are_audited_with_their_target() {
+    crate::tls::install_crypto();
+    let agent = Running::start().await;
+    let channel = agent.channel().await;
+    let mut registry = RegistryClient::new(channel.clone());
+    let mut deployments = DeploymentsClient::new(channel.clone());
+    let mut workloads = WorkloadsClient::new(channel);
+    let token = agent.narrowed(Role::Operator, &["shop"]);
+    let wiki = || v1::Target {
+        service: "wiki".to_owned(),
+        ..v1::Target::default()
+    };
+    let list = |targets: Vec<v1::Target>| bearing(&token, v1::ListRequest { targets });
+    // Nothing of its own is no error, and what is not its own is one.
+    assert!(registry.list(list(Vec::new())).await.is_ok());
+    let history = v1::HistoryRequest {
+        target: Some(wiki()),
+        limit: 0,
+    };
+    let logs = v1::LogsRequest {
+        targets: vec![wiki()],
+        ..v1::LogsRequest::default()
+    };
+    let events = v1::WatchEventsRequest {
+        targets: vec![wiki()],
+        ..v1::WatchEventsRequest::default()
+    };
+    let stop = v1::LifecycleRequest {
+        targets: vec![wiki()],
+        request_id: "1".repeat(32),
+    };
+    let refused = [
+        registry.list(list(vec![wiki()])).await.err(),
+        registry.watch_events(bearing(&token, events)).await.err(),
+        deployments.history(bearing(&token, history)).await.err(),
+        workloads.logs(bearing(&token, logs)).await.err(),
+        deployments.stop(bearing(&token, stop)).await.err(),
+    ];
+    for refused in refused {
+        assert_eq!(reason(&refused.unwrap()), "narrowed-token");
+    }
+    let registry = crate::registry::Registry::open(&agent.config.database()).unwrap();
+    let audit = registry.audit(10).await.unwrap();
+    let [row] = audit.as_slice() else {
+        panic!("{audit:?}");
+    };
+    assert_eq!(
+        (
+            row.method.as_str(),
+            row.target.as_str(),
+            row.result.as_str()
+        ),
+        ("Stop", "wiki", "narrowed-token")
+    );
     agent.stop().await;
 }
 

@@ -14,8 +14,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
+use super::authenticate::caller;
 use super::status::{self, Failure};
 use crate::Agent;
+use crate::auth::Identity;
 use crate::runtime::{LogOptions, RuntimeError};
 
 /// Log lines that wait for a slow client: then the engine waits.
@@ -55,6 +57,7 @@ impl Workloads {
     /// The lines that were kept with a deployment.
     async fn kept(
         &self,
+        identity: &Identity,
         request: &v1::LogsRequest,
     ) -> Result<Vec<Result<v1::LogLine, Status>>, Status> {
         let registry = &self.agent.registry;
@@ -77,6 +80,7 @@ impl Workloads {
                     .hint("see what was deployed: mcp history"),
                 )
             })?;
+        identity.require_service(&row.service)?;
         let records = registry
             .records(vec![row.id.clone()])
             .await
@@ -130,13 +134,15 @@ impl v1::workloads_server::Workloads for Workloads {
         &self,
         request: Request<v1::LogsRequest>,
     ) -> Result<Response<Self::LogsStream>, Status> {
+        let identity = caller(&request)?;
         let request = request.into_inner();
         if !request.deployment_id.is_empty() {
-            let lines = self.kept(&request).await?;
+            let lines = self.kept(&identity, &request).await?;
             return Ok(Response::new(Box::pin(tokio_stream::iter(lines))));
         }
         let targets = convert::targets(&request.targets)
             .map_err(|error| status::bad_request(error.to_string()))?;
+        let targets = identity.visible(targets)?;
         let since = if request.since.is_empty() {
             None
         } else {
@@ -188,11 +194,13 @@ impl v1::workloads_server::Workloads for Workloads {
         &self,
         request: Request<v1::ExportRequest>,
     ) -> Result<Response<v1::ExportResponse>, Status> {
+        let identity = caller(&request)?;
         let name: ServiceName = request
             .into_inner()
             .service
             .parse()
             .map_err(|error: mcp_spec::name::NameError| status::bad_request(error.to_string()))?;
+        identity.require_service(&name)?;
         let rows = self
             .agent
             .registry

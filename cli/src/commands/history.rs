@@ -60,7 +60,8 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     // A node's own order is kept where two began in the same instant.
     all.sort_by(|(_, a), (_, b)| b.started_at.cmp(&a.started_at));
     if context.out.is_table() {
-        table(context, &all)?;
+        let whole = answers.iter().all(|answer| answer.result.is_ok());
+        table(context, &all, whole)?;
     } else {
         let documents: Vec<json::HistoryEntry> = all
             .iter()
@@ -71,9 +72,12 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     rows::end(context, &answers)
 }
 
-fn table(context: &Context, all: &[(&str, &v1::Deployment)]) -> Result<(), Failure> {
+/// `whole` says that every node has answered.
+fn table(context: &Context, all: &[(&str, &v1::Deployment)], whole: bool) -> Result<(), Failure> {
     if all.is_empty() {
-        context.out.note("nothing was deployed yet");
+        if whole {
+            context.out.note("nothing was deployed yet");
+        }
         return Ok(());
     }
     let mut table = Table::with_header(&[

@@ -75,7 +75,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         }
     }
     if table.is_empty() {
-        if answers.iter().any(|answer| answer.result.is_ok()) {
+        if answers.iter().all(|answer| answer.result.is_ok()) {
             context
                 .out
                 .note("no revision was accepted yet; mcp sync pushes one");

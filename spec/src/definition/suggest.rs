@@ -53,7 +53,10 @@ pub(super) fn hint<'c>(
         Some(near) => format!("did you mean `{near}`?"),
         None => {
             let all: Vec<&str> = candidates.into_iter().collect();
-            format!("{otherwise} {}", all.join(", "))
+            match all.as_slice() {
+                [] => "there is none to name: leave it out".to_owned(),
+                all => format!("{otherwise} {}", all.join(", ")),
+            }
         }
     }
 }

@@ -15,15 +15,16 @@ use super::request::{
 use crate::auth::Role;
 use crate::planning::Wish;
 use crate::registry::Trigger;
-use crate::rpc::authenticate::caller;
+use crate::rpc::authenticate::{About, caller};
 
 impl Deployments {
     pub(super) async fn plan_of(
         &self,
         request: Request<v1::PlanRequest>,
     ) -> Result<Response<v1::Plan>, Status> {
+        let identity = caller(&request)?;
         let request = request.into_inner();
-        let targets = targets_of(&request.targets)?;
+        let targets = identity.visible(targets_of(&request.targets)?)?;
         let wish = Wish {
             targets: (!targets.is_empty()).then_some(targets),
             revision: revision_of(&request.revision),
@@ -57,8 +58,10 @@ impl Deployments {
         request: Request<v1::DeployRequest>,
     ) -> Result<Response<Updates>, Status> {
         let identity = caller(&request)?;
+        let about = About::of(&request);
         let request = request.into_inner();
         let targets = targets_of(&request.targets)?;
+        about.say_targets(&targets, &request.request_id);
         if targets.is_empty() && !request.all {
             return Err(no_targets());
         }

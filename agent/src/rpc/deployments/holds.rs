@@ -8,7 +8,7 @@ use super::Deployments;
 use super::request::{no_targets, require_services, targets_of};
 use crate::auth::Identity;
 use crate::registry::{DeployedRow, HoldRow, NewEvent};
-use crate::rpc::authenticate::caller;
+use crate::rpc::authenticate::{About, caller};
 use crate::rpc::components::View;
 use crate::rpc::status;
 
@@ -18,8 +18,10 @@ impl Deployments {
         request: Request<v1::HoldRequest>,
     ) -> Result<Response<v1::HoldResponse>, Status> {
         let identity = caller(&request)?;
+        let about = About::of(&request);
         let request = request.into_inner();
         let targets = targets_of(&request.targets)?;
+        about.say_targets(&targets, "");
         require_services(&identity, Some(&targets))?;
         let now = self.agent.clock.now();
         let reason = Some(request.reason)
@@ -43,7 +45,9 @@ impl Deployments {
         request: Request<v1::ReleaseRequest>,
     ) -> Result<Response<v1::ReleaseResponse>, Status> {
         let identity = caller(&request)?;
+        let about = About::of(&request);
         let targets = targets_of(&request.into_inner().targets)?;
+        about.say_targets(&targets, "");
         require_services(&identity, Some(&targets))?;
         let components = self
             .change_holds(&targets, "released", &identity, |_| None)

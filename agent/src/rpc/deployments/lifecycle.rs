@@ -15,7 +15,7 @@ use super::request::{
 use crate::auth::Role;
 use crate::planning::Lifecycle;
 use crate::registry::Trigger;
-use crate::rpc::authenticate::caller;
+use crate::rpc::authenticate::{About, caller};
 use crate::rpc::status::Failure;
 
 impl Deployments {
@@ -25,8 +25,10 @@ impl Deployments {
         lifecycle: Lifecycle,
     ) -> Result<Response<Updates>, Status> {
         let identity = caller(&request)?;
+        let about = About::of(&request);
         let request = request.into_inner();
         let targets = targets_of(&request.targets)?;
+        about.say_targets(&targets, &request.request_id);
         require_services(&identity, Some(&targets))?;
         if let Some(target) = targets.iter().find(|target| target.component.is_some()) {
             return Err(Failure::new(
@@ -75,8 +77,10 @@ impl Deployments {
         request: Request<v1::PurgeRequest>,
     ) -> Result<Response<Updates>, Status> {
         let identity = caller(&request)?;
+        let about = About::of(&request);
         let request = request.into_inner();
         let targets = targets_of(&request.targets)?;
+        about.say_targets(&targets, &request.request_id);
         let targets = (!targets.is_empty()).then_some(targets);
         require_services(&identity, targets.as_deref())?;
         if request.volumes {

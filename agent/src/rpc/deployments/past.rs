@@ -1,13 +1,15 @@
 //! Deployments by their ids: followed again, cancelled, and listed.
 
-use mcp_proto::{convert, v1};
+use mcp_proto::v1;
+use mcp_spec::name::Target;
 use tonic::{Code, Request, Response, Status};
 
 use super::Deployments;
 use super::follow::{Updates, follow};
+use super::request::targets_of;
 use crate::deploy::Cancelled;
 use crate::registry::{DeploymentRow, Lookup};
-use crate::rpc::authenticate::caller;
+use crate::rpc::authenticate::{About, caller};
 use crate::rpc::components::deployment;
 use crate::rpc::status::{self, Failure};
 
@@ -19,6 +21,7 @@ impl Deployments {
         &self,
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<Updates>, Status> {
+        let identity = caller(&request)?;
         let request = request.into_inner();
         let rows = if request.deployment_id.is_empty() {
             self.agent
@@ -40,6 +43,7 @@ impl Deployments {
         }
         let mut parts = Vec::new();
         for row in rows {
+            identity.require_service(&row.service)?;
             parts.push(self.taken(row).await?);
         }
         Ok(Response::new(follow(&self.agent, None, parts, Vec::new())))
@@ -50,7 +54,9 @@ impl Deployments {
         request: Request<v1::CancelRequest>,
     ) -> Result<Response<v1::CancelResponse>, Status> {
         let identity = caller(&request)?;
+        let about = About::of(&request);
         let row = self.find(&request.into_inner().deployment_id).await?;
+        about.say(format!("{} {}", row.service, row.id), "");
         identity.require_service(&row.service)?;
         match self.agent.deployer.cancel(row.id.clone()).await {
             Cancelled::Cancelled => {}
@@ -99,23 +105,27 @@ impl Deployments {
         &self,
         request: Request<v1::HistoryRequest>,
     ) -> Result<Response<v1::HistoryResponse>, Status> {
+        let identity = caller(&request)?;
         let request = request.into_inner();
-        let target = request
-            .target
-            .as_ref()
-            .map(convert::target)
-            .transpose()
-            .map_err(|error| Status::from(Failure::of(Code::InvalidArgument, "target", &error)))?;
+        let targets = identity.visible(targets_of(request.target.as_slice())?)?;
         let limit = if request.limit == 0 {
             HISTORY
         } else {
             request.limit.min(1000)
         };
         let registry = &self.agent.registry;
-        let rows = registry
-            .history(target, limit)
-            .await
-            .map_err(|error| status::registry(&error))?;
+        let mut rows = Vec::new();
+        let each: Vec<Option<Target>> = match targets.as_slice() {
+            [] => vec![None],
+            some => some.iter().cloned().map(Some).collect(),
+        };
+        for target in each {
+            let of_one = registry.history(target, limit).await;
+            rows.extend(of_one.map_err(|error| status::registry(&error))?);
+        }
+        // Of several services the newest together, as of all.
+        rows.sort_by_key(|row| std::cmp::Reverse(row.created_at));
+        rows.truncate(limit as usize);
         let mut records = registry
             .records(rows.iter().map(|row| row.id.clone()).collect())
             .await

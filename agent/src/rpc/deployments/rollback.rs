@@ -12,7 +12,7 @@ use super::request::{
     RequestKey, no_targets, plan_failure, require_services, revision_of, targets_of,
 };
 use crate::registry::Trigger;
-use crate::rpc::authenticate::caller;
+use crate::rpc::authenticate::{About, caller};
 use crate::rpc::status::Failure;
 
 impl Deployments {
@@ -21,8 +21,10 @@ impl Deployments {
         request: Request<v1::RollbackRequest>,
     ) -> Result<Response<Updates>, Status> {
         let identity = caller(&request)?;
+        let about = About::of(&request);
         let request = request.into_inner();
         let targets = targets_of(&request.targets)?;
+        about.say_targets(&targets, &request.request_id);
         if targets.is_empty() {
             return Err(no_targets());
         }

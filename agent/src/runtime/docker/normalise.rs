@@ -340,7 +340,9 @@ fn ports(host: &Value) -> String {
 
 fn time(value: &Value, key: &str) -> Option<Timestamp> {
     let time: Timestamp = text(value, key).parse().ok()?;
-    // The engines write the year 1 for never.
+    // The engines write the year 1 for never. Fractions are those that the registry keeps: a run is
+    // known again by its start, after a restart of the agent too.
+    let time = Timestamp::from_microsecond(time.as_microsecond()).ok()?;
     (time > Timestamp::UNIX_EPOCH).then_some(time)
 }
 
@@ -421,7 +423,12 @@ mod tests {
                 running.state,
                 ContainerState::Running { pid: Some(_) }
             ));
-            assert!(running.started_at.is_some());
+            let started_at = running.started_at.unwrap();
+            let kept = Timestamp::from_microsecond(started_at.as_microsecond()).unwrap();
+            assert_eq!(
+                started_at, kept,
+                "the registry would not know this run again"
+            );
             assert_eq!(running.finished_at, None);
         }
     }
