@@ -308,7 +308,27 @@ pub(crate) fn command() -> clap::Command {
          A TARGET is SERVICE, SERVICE/COMPONENT, NODE/SERVICE/COMPONENT or NODE/SERVICE/*.\n\
          `mcp help COMMAND` tells about a command, with examples.\n"
     );
-    command.help_template(template)
+    with_short_help(command.mut_subcommands(examples_first)).help_template(template)
+}
+
+/// `--help` says what `-h` says, a line an option; `mcp help COMMAND` and the manual pages say more.
+fn with_short_help(command: clap::Command) -> clap::Command {
+    let help = clap::Arg::new("help")
+        .short('h')
+        .long("help")
+        .action(clap::ArgAction::HelpShort)
+        .help("Print help");
+    command
+        .disable_help_flag(true)
+        .arg(help)
+        .mut_subcommands(with_short_help)
+}
+
+/// Examples stand before the options, most of which are the global ones.
+fn examples_first(command: clap::Command) -> clap::Command {
+    command
+        .help_template("{about-with-newline}\n{usage-heading} {usage}{after-help}\n\n{all-args}")
+        .mut_subcommands(examples_first)
 }
 
 /// The command line without the variables that are set to nothing: as if they were not set.
@@ -370,6 +390,17 @@ mod tests {
                 .unwrap_or_default();
             assert!(after.contains("mcp "), "{name} gives no example");
         }
+    }
+
+    #[test]
+    fn help_fits_a_screen_with_the_examples_first() {
+        let error = command()
+            .try_get_matches_from(["mcp", "stop", "--help"])
+            .unwrap_err();
+        let text = error.render().to_string();
+        assert!(text.lines().count() <= 30, "{text}");
+        let place = |part: &str| text.find(part).unwrap();
+        assert!(place("Examples:") < place("Global options:"), "{text}");
     }
 
     #[test]

@@ -273,12 +273,22 @@ fn an_edit_is_saved_once_it_checks() {
         let output = workstation
             .command(&["service", "edit", "shop"])
             .env("EDITOR", editor)
+            .env("TMPDIR", workstation.folder.path())
             .output()
             .unwrap();
         workstation.said(&output)
     };
     let file = workstation.repo().join("services/shop.toml");
-    assert_eq!(edit("sed -i s/image/imge/").code, 1);
+    // What does not check is not saved, and not lost.
+    let said = edit("sed -i s/image/imge/");
+    assert_eq!(said.code, 1);
+    assert!(
+        said.err.contains("the edit is kept in HOME/shop-"),
+        "{}",
+        said.err
+    );
+    let said = edit("");
+    assert_eq!(said.code, 64, "{}", said.err);
     assert_eq!(std::fs::read_to_string(&file).unwrap(), SHOP);
     assert_eq!(edit("sed -i s/v1/v2/").code, 0);
     assert_eq!(

@@ -217,6 +217,11 @@ async fn ask_command(command: &[String], node: &NodeEntry) -> Result<Token, Fail
             Exit::Refused,
             format!("the token command `{}` gave no token", words[0]),
         )
+        .hint(format!(
+            "try it by hand: {}; or mcp login --node {} --token-stdin",
+            words.join(" "),
+            node.name
+        ))
     };
     let mut child = tokio::process::Command::new(&words[0])
         .args(&words[1..])

@@ -27,7 +27,7 @@ use crate::output::{clean, json, plan};
   mcp deploy metacrypt --plan 7c1e09a      refused where the plan is stale by now
   mcp deploy --cancel 51c07af  before the point of no return")]
 pub(crate) struct Args {
-    /// What
+    /// Services or components, as metacrypt or metacrypt/api
     #[arg(add = super::complete::targets(), value_name = "TARGET", required_unless_present_any = ["all", "cancel"])]
     targets: Vec<Target>,
     /// Every service of the nodes

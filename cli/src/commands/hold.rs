@@ -18,7 +18,7 @@ use crate::output::style::{self, bold, green, short};
   mcp hold metacrypt/api -m \"waiting for the migration\"
   mcp release metacrypt/api    let go again")]
 pub(crate) struct Args {
-    /// What
+    /// Services or components, as metacrypt or metacrypt/api
     #[arg(add = super::complete::targets(), value_name = "TARGET", required = true)]
     targets: Vec<Target>,
     /// Why

@@ -15,7 +15,7 @@ use crate::error::Outcome;
   mcp release metacrypt
   mcp release metacrypt/api && mcp deploy metacrypt/api")]
 pub(crate) struct Args {
-    /// What
+    /// Services or components, as metacrypt or metacrypt/api
     #[arg(add = super::complete::targets(), value_name = "TARGET", required = true)]
     targets: Vec<Target>,
 }

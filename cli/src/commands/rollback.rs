@@ -15,7 +15,7 @@ use crate::error::Outcome;
   mcp rollback metacrypt/api
   mcp rollback metacrypt --to 3f2a9c1")]
 pub(crate) struct Args {
-    /// What
+    /// Services or components, as metacrypt or metacrypt/api
     #[arg(add = super::complete::targets(), value_name = "TARGET", required = true)]
     targets: Vec<Target>,
     /// To what ran at this revision

@@ -18,7 +18,7 @@ use crate::output::table::{Cell, Table};
 #[command(after_help = "Examples:
   mcp why metacrypt/api        the deployment, the revision, its signer, what it changed")]
 pub(crate) struct Args {
-    /// What
+    /// A service or component, as metacrypt/api
     #[arg(add = super::complete::targets(), value_name = "TARGET")]
     target: Target,
 }

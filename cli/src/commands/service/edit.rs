@@ -9,7 +9,7 @@ use mcp_cli::repo::At;
 use mcp_spec::definition::{DefinitionFile, parse_one};
 use mcp_spec::name::ServiceName;
 
-use crate::commands::repository::{self, CheckError, Lookup};
+use crate::commands::repository::{self, Lookup};
 use crate::context::Context;
 use crate::error::{Exit, Failure, Outcome};
 use crate::output::diagnostics;
@@ -52,7 +52,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Outcome {
         .map_err(|error| failed(&error))?;
     copy.write_all(&before).map_err(|error| failed(&error))?;
     loop {
-        open_editor(copy.path())?;
+        open_editor(context, copy.path())?;
         let after = std::fs::read(copy.path()).map_err(|error| failed(&error))?;
         if after == before {
             context.out.note("nothing was changed");
@@ -74,16 +74,15 @@ pub(super) fn run(context: &Context, args: &Args) -> Outcome {
             context.out.hint(&format!("mcp plan {}", args.name));
             return Ok(Exit::Done);
         }
-        if !context.out.can_ask() {
-            return Err(CheckError::Definitions(errors).tell(context));
-        }
         context
             .out
             .error_text(&diagnostics::definition_errors(&errors));
-        if !context.out.confirm(&format!(
+        // Without a terminal nobody agrees, and the editor would do the same again.
+        let again = context.out.confirm(&format!(
             "The definition has {}. Edit again?",
             count(errors.len(), "error")
-        )) {
+        ));
+        if !again {
             let kept = copy.keep().map_err(|error| failed(&error.error))?.1;
             return Err(Failure::failed("the definition was not saved")
                 .hint(format!("the edit is kept in {}", kept.display())));
@@ -105,11 +104,16 @@ fn save(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-fn open_editor(path: &Path) -> Result<(), Failure> {
+fn open_editor(context: &Context, path: &Path) -> Result<(), Failure> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let editor = set("VISUAL")
-        .or_else(|| set("EDITOR"))
-        .unwrap_or_else(|| OsString::from("vi"));
+    let editor = match set("VISUAL").or_else(|| set("EDITOR")) {
+        Some(editor) => editor,
+        None if context.out.can_ask() => OsString::from("vi"),
+        None => {
+            return Err(Failure::usage("there is no terminal to edit on")
+                .hint("set EDITOR to a command that edits by itself, or change the file"));
+        }
+    };
     // As git does it: the variable is a line for the shell, the file an argument of its own.
     let mut line = editor.clone();
     line.push(" \"$@\"");
