@@ -33,6 +33,7 @@ pub mod lock;
 pub mod node;
 pub mod planning;
 pub mod random;
+pub mod rebuild;
 pub mod reconcile;
 pub mod registry;
 pub mod retention;
@@ -224,7 +225,7 @@ fn open_registry_hint(error: &registry::OpenError) -> String {
         registry::OpenError::Locked { .. } => "stop the other process: fuser mcp.db names it",
         registry::OpenError::OldSqlite { .. } => "build the agent with its bundled SQLite",
         registry::OpenError::Io { .. } => "run the agent as the owner of its data directory",
-        _ => "restore the data directory from a backup",
+        _ => "make a new one from repository and engine: mcp-agent rebuild --config FILE",
     }
     .to_owned()
 }

@@ -13,6 +13,7 @@ use mcp_agent::auth::issuer::{Grant, Issuer};
 use mcp_agent::check::{Row, Verdict, check};
 use mcp_agent::config::{Config, DEFAULT_DATA_DIR, DEFAULT_LISTEN, DEFAULT_SERVICES_DIR, Engine};
 use mcp_agent::init::{InitOptions, Initialised, init};
+use mcp_agent::rebuild::rebuild;
 use mcp_spec::duration::Span;
 use mcp_spec::name::{NodeName, ServiceName};
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,6 +43,12 @@ enum Command {
     Token(TokenCommand),
     /// Look at everything that the configuration names, and say the mend of what is wrong.
     Check(ConfigArgs),
+    /// Make a new registry from the repository and the engine, after the old one was lost or damaged.
+    ///
+    /// The agent must not run. Containers go on running: nothing is started, stopped or changed. A container
+    /// is taken over only where its spec recomputes from a verified revision. History, events, holds and
+    /// quarantined specs of the old registry are gone; it is kept beside the new one.
+    Rebuild(ConfigArgs),
     /// Print the release.
     Version,
 }
@@ -175,6 +182,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args.config),
         Command::Token(TokenCommand::Issue(args)) => issue(&args),
         Command::Check(args) => check_all(&args.config),
+        Command::Rebuild(args) => rebuild_registry(&args.config),
         Command::Version => {
             out(&format!("mcp-agent {}\n", env!("CARGO_PKG_VERSION")));
             Ok(ExitCode::SUCCESS)
@@ -326,6 +334,45 @@ fn check_all(file: &Path) -> Result<ExitCode, Failure> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn rebuild_registry(file: &Path) -> Result<ExitCode, Failure> {
+    let config = load(file)?;
+    let rebuilt = runtime()?.block_on(rebuild(&config)).map_err(|error| {
+        let hint = error.hint();
+        Failure::new(error, hint)
+    })?;
+    let mut text = String::new();
+    for taken in &rebuilt.containers {
+        match &taken.verdict {
+            Ok(revision) => {
+                text.push_str(&format!(
+                    "✓ {}  runs {}\n",
+                    taken.container,
+                    revision.short()
+                ));
+            }
+            Err(reason) => text.push_str(&format!("! {}  {reason}\n", taken.container)),
+        }
+    }
+    let head = rebuilt
+        .head
+        .map_or_else(|| "none".to_owned(), |head| head.short());
+    let count = rebuilt
+        .containers
+        .iter()
+        .filter(|taken| taken.verdict.is_ok())
+        .count();
+    text.push_str(&format!(
+        "{} is new: head {head}, {count} of {} containers taken over\n",
+        config.database().display(),
+        rebuilt.containers.len()
+    ));
+    if let Some(old) = &rebuilt.old {
+        text.push_str(&format!("the old one is {}\n", old.display()));
+    }
+    out(&text);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn table(rows: &[Row]) -> String {

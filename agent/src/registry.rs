@@ -135,6 +135,14 @@ impl Registry {
         })
     }
 
+    /// Closes the registry where no clone of it is left: all of it is in the one file then. Blocking.
+    pub fn close(self) {
+        if let Some(shared) = Arc::into_inner(self.shared) {
+            drop(shared.readers);
+            shared.writer.close();
+        }
+    }
+
     /// The registry's file.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -24,6 +24,7 @@ mcp_tests::lanes!(
     events_are_followed_and_resumed,
     logs_are_shown_by_component,
     alert_reaches_the_command_and_so_does_its_end,
+    lost_registry_is_rebuilt_from_repository_and_engine,
     history_and_why_tell_the_deployment,
     list_answers_with_the_engine_away,
     containers_come_back_after_the_engine,
@@ -423,6 +424,55 @@ fn alert_reaches_the_command_and_so_does_its_end(lane: Lane) {
     assert!(text(&firing, "cause").contains("absent"), "{firing}");
     fleet.mcp(&["deploy", "alert"]).ok();
     state("recovered");
+}
+
+fn lost_registry_is_rebuilt_from_repository_and_engine(lane: Lane) {
+    let mut fleet = one(lane, "lost", "");
+    let engine = lane.shared();
+    let kept = container(engine, "lost-api").id;
+    let revision = fleet.git(&["rev-parse", "HEAD"]);
+    // Somebody's container that claims to be the agent's, with a spec that no revision gives.
+    let image = format!("{BUSYBOX}:v1");
+    let digest = format!("mcp.spec=sha256:{}", "0".repeat(64));
+    let commit = format!("mcp.revision={revision}");
+    let mut forged = vec!["create", "--name", "lost-fake", "--network", "none"];
+    for label in [
+        "mcp.node=lost",
+        "mcp.service=lost",
+        "mcp.component=fake",
+        "mcp.generation=1",
+        &commit,
+        &digest,
+    ] {
+        forged.extend(["--label", label]);
+    }
+    forged.extend([image.as_str(), "/bin/pause"]);
+    engine.cli(&forged).unwrap();
+    let node = fleet.node_mut("lost");
+    let config = node.config().display().to_string();
+    let refused = node.agent(&["rebuild", "--config", &config]).unwrap();
+    assert_ne!(refused.code, Some(0), "an agent runs: {refused}");
+    node.kill().unwrap();
+    for file in ["mcp.db", "mcp.db-wal", "mcp.db-shm"] {
+        let file = node.data_dir().join(file);
+        if file.exists() {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+    let rebuilt = node.agent(&["rebuild", "--config", &config]).unwrap().ok();
+    assert!(rebuilt.stdout.contains("✓ lost-api"), "{rebuilt}");
+    assert!(rebuilt.stdout.contains("! lost-fake"), "{rebuilt}");
+    node.serve().unwrap();
+    let listed = &fleet.list()["lost/api"];
+    assert_eq!(text(listed, "revision"), revision);
+    assert_eq!(listed["drift"], serde_json::json!([]));
+    let again = fleet.mcp(&["deploy", "lost"]).ok();
+    assert!(again.stdout.contains("nothing to do"), "{again}");
+    assert_eq!(container(engine, "lost-api").id, kept);
+    set_version(&fleet, "lost", "v1", "v2");
+    fleet.mcp(&["deploy", "lost"]).ok();
+    assert_ne!(container(engine, "lost-api").id, kept);
+    engine.cli(&["rm", "-f", "lost-fake"]).unwrap();
 }
 
 fn history_and_why_tell_the_deployment(lane: Lane) {

@@ -105,6 +105,8 @@ words! {
         Auto = "auto",
         /// The agent, after a reboot or an emptied engine.
         Boot = "boot",
+        /// `mcp-agent rebuild`, which took running containers over.
+        Rebuild = "rebuild",
     }
 }
 

@@ -92,8 +92,12 @@ where
 /// How jobs reach the connection.
 #[derive(Debug)]
 enum Way {
-    /// Over the queue of the thread, which ends when this is dropped.
-    Thread(mpsc::Sender<Box<dyn Job>>),
+    /// Over the queue of the thread, which ends when its sender is dropped. Joined by [`Writer::close`]
+    /// alone: what it acknowledged is on the disk already.
+    Thread {
+        jobs: mpsc::Sender<Box<dyn Job>>,
+        thread: thread::JoinHandle<()>,
+    },
     /// At once: in a simulation, where no thread may run.
     #[cfg(any(test, feature = "testing"))]
     Inline(std::sync::Mutex<Committer>),
@@ -128,6 +132,20 @@ impl Writer {
         })
     }
 
+    /// Ends the thread and waits for it. Blocking.
+    pub(super) fn close(self) {
+        match self.way {
+            Way::Thread { jobs, thread } => {
+                drop(jobs);
+                if thread.join().is_err() {
+                    tracing::error!("the registry's thread panicked");
+                }
+            }
+            #[cfg(any(test, feature = "testing"))]
+            Way::Inline(_) => {}
+        }
+    }
+
     /// Queues `work` and waits for its commit.
     pub(super) async fn write<T, F>(&self, work: F) -> Result<T, RegistryError>
     where
@@ -141,7 +159,7 @@ impl Writer {
             reply,
         };
         match &self.way {
-            Way::Thread(jobs) => jobs
+            Way::Thread { jobs, .. } => jobs
                 .send(Box::new(call))
                 .await
                 .map_err(|_| RegistryError::Closed)?,
@@ -187,11 +205,10 @@ impl Way {
             return Ok(Self::Inline(std::sync::Mutex::new(committer)));
         }
         let (jobs, queue) = mpsc::channel(QUEUE);
-        // Not joined: it ends with the queue, and what it acknowledged is on the disk already.
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("registry".to_owned())
             .spawn(move || work_off(queue, &committer))?;
-        Ok(Self::Thread(jobs))
+        Ok(Self::Thread { jobs, thread })
     }
 }
 
