@@ -337,7 +337,7 @@ impl TrustRootsError {
     pub fn hint(&self) -> String {
         match self {
             Self::Read { file, .. } => format!(
-                "restore {}; an empty denylist is an empty file",
+                "restore {}, or name another under [trust] in agent.toml; an empty denylist is an empty file",
                 file.display()
             ),
             Self::Keys { .. } => {

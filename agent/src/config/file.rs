@@ -172,14 +172,66 @@ impl Text<'_> {
     }
 }
 
+/// The reader's words for what is wrong, in those of this file, and the mend.
+fn mend(message: &str) -> (String, String) {
+    let message = message.replace('\n', "; ");
+    let listed = |list: &str| list.replace('`', "");
+    if let Some((key, keys)) = message
+        .strip_prefix("unknown field ")
+        .and_then(|rest| rest.split_once(", expected "))
+    {
+        let keys = listed(keys.trim_start_matches("one of "));
+        return (
+            format!("unknown key {key}"),
+            format!("the keys here are {keys}"),
+        );
+    }
+    if let Some((value, values)) = message
+        .strip_prefix("unknown variant ")
+        .and_then(|rest| rest.split_once(", expected "))
+    {
+        let values = listed(values);
+        return (
+            format!("{value} is no value of it"),
+            format!("write {values}"),
+        );
+    }
+    if let Some(key) = message.strip_prefix("missing field ") {
+        let name = listed(key);
+        return (format!("{key} is missing"), format!("write {name} = …"));
+    }
+    let hint = if message == "invalid socket address syntax" {
+        return (
+            "this is no address with a port".to_owned(),
+            "write IP:PORT, as in 0.0.0.0:9444 or [::1]:9444".to_owned(),
+        );
+    } else if message.ends_with("expected a string") {
+        "put the value in quotes"
+    } else if message.ends_with("expected a sequence") {
+        "write a list, as in [\"…\"]"
+    } else {
+        "the keys of agent.toml are explained in the file that mcp-agent init writes"
+    };
+    (message, hint.to_owned())
+}
+
 pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
     let at = Text { file, text };
-    let raw: File = toml::from_str(text).map_err(|error| ConfigError::Invalid {
-        file: file.to_owned(),
-        line: error.span().map(|span| at.line(span)),
-        message: error.message().replace('\n', "; "),
-        hint: "the keys of agent.toml are explained in the file that mcp-agent init writes"
-            .to_owned(),
+    let raw: File = toml::from_str(text).map_err(|error| {
+        let line = error.span().map(|span| at.line(span));
+        let (message, hint) = mend(error.message());
+        // What is wrong with a value is told with its key; an unknown key tells itself.
+        let key = line
+            .and_then(|line| text.lines().nth(line - 1)?.split_once('='))
+            .map(|(key, _)| key.trim())
+            .filter(|key| !key.is_empty() && !message.contains(&format!("`{key}`")))
+            .filter(|_| !message.ends_with(" is missing"));
+        ConfigError::Invalid {
+            file: file.to_owned(),
+            line,
+            message: key.map_or_else(|| message.clone(), |key| format!("{key}: {message}")),
+            hint,
+        }
     })?;
     let data_dir = at.path(
         raw.data_dir
@@ -451,6 +503,19 @@ fn policy(at: &Text<'_>, raw: PolicyTable, services_dir: &Path) -> Result<Policy
             &["policy", "host_paths"],
             format!("`{path}` is not a plain absolute path"),
             "write it from the root; {service} stands for the service's name",
+        ));
+    }
+    let is_capability = |name: &String| {
+        !name.is_empty()
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_uppercase() || matches!(b, b'_' | b'0'..=b'9'))
+    };
+    if let Some(name) = policy.capabilities.iter().find(|name| !is_capability(name)) {
+        return Err(at.refuse(
+            &["policy", "capabilities"],
+            format!("`{name}` is no capability"),
+            "write a name of capabilities(7) without CAP_, as in NET_ADMIN",
         ));
     }
     for registry in &policy.registries {

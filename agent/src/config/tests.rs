@@ -96,15 +96,15 @@ fn refusals_name_the_line_and_the_key() {
     for (text, expected) in [
         (
             "node = \"rift\"\nlissten = \"x\"",
-            "/etc/mcp/agent.toml:2: unknown field `lissten`",
+            "/etc/mcp/agent.toml:2: unknown key `lissten`",
         ),
         (
             "node = \"Rift\"",
-            "/etc/mcp/agent.toml:1: `Rift` is not a name",
+            "/etc/mcp/agent.toml:1: node: `Rift` is not a name",
         ),
         (
             "node = \"a\"\n\n[watch]\nresync = \"30\"",
-            "/etc/mcp/agent.toml:4: `30` has no unit",
+            "/etc/mcp/agent.toml:4: resync: `30` has no unit",
         ),
         (
             "node = \"a\"\n[watch]\nresync = \"0s\"",
@@ -132,7 +132,7 @@ fn refusals_name_the_line_and_the_key() {
         ),
         (
             "node = \"a\"\n[policy]\nports = [\"8080\"]",
-            "/etc/mcp/agent.toml:3: `8080` is not a port range",
+            "/etc/mcp/agent.toml:3: ports: `8080` is not a port range",
         ),
         (
             "node = \"a\"\n[policy]\nregistries = [\"https://r\"]",
@@ -146,4 +146,44 @@ fn refusals_name_the_line_and_the_key() {
             "{message}\nwanted {expected}"
         );
     }
+}
+
+#[test]
+fn a_refusal_names_the_key_in_its_line_and_the_mend() {
+    for (text, wanted, mend) in [
+        (
+            "[wacth]",
+            ":2: unknown key `wacth`",
+            "the keys here are node, data_dir",
+        ),
+        (
+            "[runtime]\nengine = \"lxc\"",
+            ":3: engine: `lxc` is no value of it",
+            "write podman or docker",
+        ),
+        (
+            "listen = \"0.0.0.0\"",
+            ":2: listen: this is no address with a port",
+            "write IP:PORT",
+        ),
+        (
+            "[source]\nurl = \"/x\"\npoll = 5",
+            ":4: poll: invalid type: integer `5`, expected a string",
+            "put the value in quotes",
+        ),
+        (
+            "[policy]\ncapabilities = [\"X Y\"]",
+            ":3: policy.capabilities: `X Y` is no capability",
+            "as in NET_ADMIN",
+        ),
+    ] {
+        let error = parse(&format!("node = \"rift\"\n{text}\n")).unwrap_err();
+        assert!(error.to_string().contains(wanted), "{error}");
+        assert!(error.hint().contains(mend), "{}", error.hint());
+    }
+    let error = parse("data_dir = \"/srv/mcp\"").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "/etc/mcp/agent.toml:1: `node` is missing"
+    );
 }

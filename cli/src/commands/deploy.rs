@@ -279,8 +279,10 @@ async fn sync_first(context: &Context, args: &Args, placed: &[Placed<'_>]) -> Re
         .iter()
         .find_map(|answer| answer.result.as_ref().err())
     {
-        // One node of several may be away: the deployment there will say so.
-        if nodes.len() == 1 || commits {
+        // One node of several may be away: the deployment there will say so, and with --keep-going
+        // the others get what is committed now, as with a sync.
+        let any = standings.iter().any(|answer| answer.result.is_ok());
+        if !any || commits && !args.keep_going {
             return Err(failure.clone());
         }
     }

@@ -65,6 +65,15 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
             .collect();
         if let Some(first) = drifted.first() {
             context.out.hint(&format!("mcp deploy {first} repairs"));
+        } else if let Some(orphan) = answers
+            .iter()
+            .flat_map(|answer| answer.result.iter().flat_map(|status| &status.services))
+            .find(|service| service.orphaned)
+        {
+            context.out.hint(&format!(
+                "mcp purge {} removes what is orphaned",
+                orphan.service
+            ));
         }
     } else {
         let nodes: Vec<json::NodeStatus> = answers.iter().map(document).collect();

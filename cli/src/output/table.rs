@@ -129,6 +129,7 @@ impl Table {
                 let others: usize = widths[..last].iter().sum();
                 widths[last] = widths[last].min(available.saturating_sub(others).max(least));
             } else {
+                shrink_headings(&mut widths, &rows, available);
                 shrink(&mut widths, &rows, available);
             }
         }
@@ -194,6 +195,21 @@ fn natural(rows: &[Vec<Cell>]) -> Vec<usize> {
             cells.map(|cell| cell.text.width()).max().unwrap_or(0)
         })
         .collect()
+}
+
+/// Takes from columns whose heading is wider than what stands below it, until all fit.
+fn shrink_headings(widths: &mut [usize], rows: &[Vec<Cell>], available: usize) {
+    let below = natural(rows.get(1..).unwrap_or_default());
+    for (width, below) in widths.iter_mut().zip(below) {
+        *width = below.max(LEAST).min(*width);
+    }
+    // What is left over goes back to the headings, from the left.
+    let mut spare = available.saturating_sub(widths.iter().sum());
+    for (width, full) in widths.iter_mut().zip(natural(rows)) {
+        let back = (full - *width).min(spare);
+        *width += back;
+        spare -= back;
+    }
 }
 
 /// Takes from the widest columns until all fit; what has to stay whole stays so.
@@ -342,6 +358,20 @@ mod tests {
         table.row(words);
         let text = shown(&table, 40);
         assert!(text.lines().all(|line| line.width() <= 40), "{text}");
+    }
+
+    #[test]
+    fn a_heading_is_cut_before_what_stands_below_it() {
+        let mut table = Table::with_header(&["COMPONENT", "REVISION"]);
+        table.row(["api", "3f2a9c1 (2 behind)"]);
+        assert_eq!(
+            shown(&table, 26),
+            "COMPO…  REVISION\napi     3f2a9c1 (2 behind)\n"
+        );
+        assert_eq!(
+            shown(&table, 40),
+            "COMPONENT  REVISION\napi        3f2a9c1 (2 behind)\n"
+        );
     }
 
     #[test]
