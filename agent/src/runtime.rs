@@ -62,10 +62,10 @@ pub trait Runtime: std::fmt::Debug + Send + Sync + 'static {
     /// Makes a container and does not start it.
     async fn create(&self, request: &ContainerRequest) -> Result<ContainerId, RuntimeError>;
 
-    /// Starts a container; one that runs is no error.
+    /// Starts a container, or lets a paused one go on; one that runs is no error.
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError>;
 
-    /// Stops a container with its own signal, and kills it after `grace`; one that does not run is
+    /// Stops a container, paused or not, with its own signal, and kills it after `grace`; one that does not run is
     /// no error.
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError>;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mcp_spec::component::OnChange;
 use mcp_spec::name::{ComponentKey, ComponentName};
-use mcp_spec::observed::{ContainerId, LiveContainer};
+use mcp_spec::observed::{ContainerId, ContainerState, LiveContainer};
 use mcp_spec::plan::{Action, ActionKind};
 use tokio::time::Instant;
 
@@ -65,7 +65,9 @@ pub(super) async fn start(
     execution.feed.tell(Some(component), "starting", "");
     let context = &execution.context;
     let call = || context.runtime.start(container);
-    let runs = |live: Option<&LiveContainer>| live.is_some_and(|live| live.state.is_running());
+    let runs = |live: Option<&LiveContainer>| {
+        live.is_some_and(|live| matches!(live.state, ContainerState::Running { .. }))
+    };
     done(
         context
             .settle(container.as_str(), deadline, call, runs)

@@ -27,7 +27,7 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use hyper::StatusCode;
 use mcp_spec::image::ImageRef;
-use mcp_spec::observed::{ContainerId, ImageId, LiveContainer};
+use mcp_spec::observed::{ContainerId, ContainerState, ImageId, LiveContainer};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -170,6 +170,22 @@ impl DockerRuntime {
             return Ok(());
         }
         Err(errors::meaning(&answer, id))
+    }
+
+    /// After a refusal: lets a container that is paused go on, which engines want before all else.
+    async fn goes_on_again(&self, id: &ContainerId, refusal: &RuntimeError) -> bool {
+        if refusal.is_away() {
+            return false;
+        }
+        let is_paused = matches!(
+            self.inspect(id.as_str()).await,
+            Ok(Some(live)) if live.state == ContainerState::Paused
+        );
+        is_paused
+            && self
+                .post_to("unpause", id.as_str(), "unpause".to_owned(), CHANGE_LIMIT)
+                .await
+                .is_ok()
     }
 
     /// The names of what a list call gives under `key`, for one label.
@@ -337,15 +353,26 @@ impl Runtime for DockerRuntime {
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        self.post_to("start", id.as_str(), "start".to_owned(), CHANGE_LIMIT)
-            .await
+        let started = self
+            .post_to("start", id.as_str(), "start".to_owned(), CHANGE_LIMIT)
+            .await;
+        match started {
+            Err(error) if self.goes_on_again(id, &error).await => Ok(()),
+            started => started,
+        }
     }
 
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
         let seconds = grace.as_secs() + u64::from(grace.subsec_nanos() > 0);
         let path = format!("stop?t={seconds}");
-        self.post_to("stop", id.as_str(), path, grace + STOP_MARGIN)
-            .await
+        let limit = grace + STOP_MARGIN;
+        let stopped = self.post_to("stop", id.as_str(), path.clone(), limit).await;
+        match stopped {
+            Err(error) if self.goes_on_again(id, &error).await => {
+                self.post_to("stop", id.as_str(), path, limit).await
+            }
+            stopped => stopped,
+        }
     }
 
     async fn signal(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {

@@ -273,6 +273,9 @@ fn decide(
             if !drifted.is_empty() {
                 action.kind = ActionKind::Replace;
                 action.reason = Reason::Drifted(drifted);
+            } else if live.state == ContainerState::Paused {
+                action.kind = ActionKind::Start;
+                action.reason = Reason::Paused;
             } else if !live.state.is_running()
                 && (operator || deployed.desired == DesiredState::Stopped)
             {
@@ -367,7 +370,11 @@ fn changed(
         .collect();
     action.reason = Reason::Changed(fields);
     let in_place = live
-        .filter(|live| live.state.is_running() && drifted_fields(deployed, live).is_empty())
+        .filter(|live| {
+            live.state.is_running()
+                && live.state != ContainerState::Paused
+                && drifted_fields(deployed, live).is_empty()
+        })
         .and_then(|_| file_changes_only(&deployed.spec, &want.spec));
     // Files that could be exchanged in place do not keep an image whose tag has moved.
     let Some(files) = in_place.filter(|_| moved.is_none()) else {

@@ -9,7 +9,7 @@ use super::{
 use crate::drift::has_finished;
 use crate::image::Digest;
 use crate::name::{ComponentKey, NodeName, ServiceName, Target};
-use crate::observed::{DesiredState, LiveContainer, Observed};
+use crate::observed::{ContainerState, DesiredState, LiveContainer, Observed};
 use crate::revision::CommitId;
 
 /// What these plans follow from.
@@ -165,7 +165,7 @@ pub fn plan_start(input: &LifecycleInput<'_>, services: &BTreeSet<ServiceName>) 
                 action.kind = ActionKind::Create;
                 action.reason = Reason::ContainerMissing;
             }
-            Some(live) if !live.state.is_running() => {
+            Some(live) if !live.state.is_running() || live.state == ContainerState::Paused => {
                 action.kind = ActionKind::Start;
                 action.reason = Reason::Asked;
             }

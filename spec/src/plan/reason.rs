@@ -20,6 +20,8 @@ pub enum Reason {
     ContainerMissing,
     /// It does not run; the exit code where it is known.
     NotRunning(Option<i32>),
+    /// Its container is frozen.
+    Paused,
     /// It was stopped by this operator.
     StoppedBy(String),
     /// Its container is not what was made: the fields that differ.
@@ -55,6 +57,7 @@ impl fmt::Display for Reason {
             Self::ContainerMissing => f.write_str("container missing"),
             Self::NotRunning(Some(code)) => write!(f, "not running (exit {code})"),
             Self::NotRunning(None) => f.write_str("not running"),
+            Self::Paused => f.write_str("paused"),
             Self::StoppedBy(who) => write!(f, "stopped by {who}"),
             Self::Drifted(fields) => write!(f, "{} drifted", list(fields)),
             Self::Forced => f.write_str("forced"),

@@ -4,6 +4,7 @@ use super::super::*;
 use super::changed;
 use super::world::{EXITED, World, action, key, revision, service, shop, target};
 use crate::definition::{DefinitionFile, compile};
+use crate::observed::ContainerState;
 use crate::samples;
 
 fn component(keys: &str) -> ComponentSpec {
@@ -404,4 +405,16 @@ fn a_plan_does_the_same_as_another_whatever_the_revision() {
     assert!(first.services()[0].does_the_same(&world.deploy().services()[0]));
     world.wants("api", changed(&component("")));
     assert!(!first.services()[0].does_the_same(&world.deploy().services()[0]));
+}
+
+#[test]
+fn a_paused_container_is_let_go_on() {
+    let mut world = settled();
+    world.sees("web", ContainerState::Paused);
+    let plan = world.deploy();
+    assert_eq!(world.kind(&plan, "web"), Some(ActionKind::Start));
+    let reason = action(&plan, &key("web")).map(|action| action.reason.clone());
+    assert_eq!(reason, Some(Reason::Paused));
+    world.apply(&plan);
+    assert!(world.deploy().is_noop());
 }
