@@ -3,5 +3,6 @@
 mod faults;
 mod invariants;
 mod node;
+mod race;
 mod scenarios;
 mod sweep;

@@ -45,6 +45,7 @@ struct State {
     tags: BTreeMap<KeepTag, ImageId>,
     networks: BTreeMap<String, BTreeMap<String, String>>,
     volumes: BTreeMap<String, BTreeMap<String, String>>,
+    holds_pulls: bool,
     made: u64,
     changes: u64,
     calls: BTreeMap<&'static str, u64>,
@@ -308,6 +309,11 @@ impl ScriptedEngine {
     /// Takes an image away: only a pull brings it back.
     pub fn lose_image(&self, reference: &str) {
         self.state().missing.insert(reference.to_owned());
+    }
+
+    /// Lets pulls wait, or go on.
+    pub fn hold_pulls(&self, hold: bool) {
+        self.state().holds_pulls = hold;
     }
 
     /// Makes the first process of every container of this image end at once.

@@ -117,6 +117,9 @@ impl Runtime for ScriptedEngine {
         progress: &(dyn Fn(PullProgress) + Send + Sync),
     ) -> Result<ImageFacts, RuntimeError> {
         let reference = image.to_string();
+        while self.state().holds_pulls {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let mut state = self.call("pull")?;
         progress(PullProgress {
             current_bytes: 1,
@@ -186,11 +189,7 @@ impl Runtime for ScriptedEngine {
             });
         };
         if live.state == ContainerState::Paused {
-            return Err(RuntimeError::Refused {
-                call: "start",
-                status: 409,
-                message: "cannot start a paused container, try unpause instead".to_owned(),
-            });
+            live.state = ContainerState::Running { pid: None };
         }
         if !live.state.is_running() {
             state.starts += 1;
