@@ -57,6 +57,56 @@ impl Registry {
         .await
     }
 
+    /// Notes a request together with what it will lead to, before any of it is begun; else as
+    /// [`Self::begin_request`].
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::TooLarge`] for an id over 200 bytes or an answer over 4 MiB.
+    pub async fn remember_request(
+        &self,
+        request_id: String,
+        scope: String,
+        digest: Digest,
+        answer: String,
+        at: Timestamp,
+    ) -> Result<RequestAdmission, RegistryError> {
+        bounded("an answer", answer.len(), ANSWER_BYTES)?;
+        self.write(move |tx| {
+            let scope = format!("call {scope}");
+            match note(tx, &request_id, &scope, digest, Some(&answer), at)? {
+                Seen::New => Ok(RequestAdmission::New),
+                Seen::Same(answer) => Ok(RequestAdmission::Repeated(answer)),
+                Seen::Other => Ok(RequestAdmission::Conflict),
+            }
+        })
+        .await
+    }
+
+    /// What was noted with a request, and the digest of its bytes.
+    ///
+    /// # Errors
+    ///
+    /// Where the registry cannot be read.
+    pub async fn remembered_request(
+        &self,
+        request_id: String,
+        scope: String,
+    ) -> Result<Option<(Digest, String)>, RegistryError> {
+        self.read(move |connection, _| {
+            Ok(connection
+                .prepare_cached(
+                    "SELECT digest, coalesce(answer, '') AS answer FROM requests
+                     WHERE request_id = ?1 AND scope = ?2",
+                )?
+                .query_row((request_id, format!("call {scope}")), |row| {
+                    Ok((parsed(row, "digest")?, row.get("answer")?))
+                })
+                .optional()?)
+        })
+        .await
+    }
+
     /// Remembers a request's answer for its repetitions.
     ///
     /// # Errors

@@ -14,6 +14,8 @@ mod past;
 mod request;
 mod rollback;
 mod settled;
+#[cfg(test)]
+mod tests;
 mod why;
 
 use follow::Updates;
@@ -29,11 +31,16 @@ use request::targets_of;
 #[derive(Debug)]
 pub(super) struct Deployments {
     agent: Arc<Agent>,
+    /// Held while the deployments of a request are taken on: a repetition sees all of them.
+    admitting: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Deployments {
-    pub(super) const fn new(agent: Arc<Agent>) -> Self {
-        Self { agent }
+    pub(super) fn new(agent: Arc<Agent>) -> Self {
+        Self {
+            agent,
+            admitting: Arc::default(),
+        }
     }
 }
 

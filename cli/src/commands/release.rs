@@ -36,5 +36,11 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     )
     .await;
     hold::tell(context, &answers, "released, runs")?;
+    let is_none = |answer: &client::Answer<Vec<v1::Component>>| {
+        answer.result.as_ref().is_ok_and(Vec::is_empty)
+    };
+    if answers.iter().any(is_none) {
+        context.out.note("not held: nothing was released");
+    }
     rows::end(context, &answers)
 }

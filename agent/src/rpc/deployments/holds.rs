@@ -77,6 +77,10 @@ impl Deployments {
             for row in rows.iter().filter(|row| target.covers(&row.key)) {
                 any = true;
                 let hold = new(row);
+                // What is not held is not released.
+                if hold.is_none() && row.hold.is_none() {
+                    continue;
+                }
                 events.push(NewEvent {
                     at: self.agent.clock.now(),
                     service: Some(row.key.service.clone()),
@@ -96,6 +100,7 @@ impl Deployments {
                 ));
             }
         }
+        let changed: Vec<_> = changes.iter().map(|(key, _)| key.clone()).collect();
         registry
             .set_hold(changes, events)
             .await
@@ -103,6 +108,13 @@ impl Deployments {
         let view = View::read(&self.agent)
             .await
             .map_err(|error| status::registry(&error))?;
-        Ok(view.components(targets, None))
+        let mut components = view.components(targets, None);
+        components.retain(|component| {
+            changed.iter().any(|key| {
+                key.service.as_str() == component.service
+                    && key.component.as_str() == component.component
+            })
+        });
+        Ok(components)
     }
 }

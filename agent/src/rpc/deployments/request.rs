@@ -20,6 +20,7 @@ const MAX_REQUEST_ID: usize = 64;
 pub(super) struct RequestKey {
     pub(super) id: String,
     pub(super) digest: Digest,
+    pub(super) trigger: Trigger,
 }
 
 impl RequestKey {
@@ -41,6 +42,7 @@ impl RequestKey {
         Ok(Self {
             id: id.to_owned(),
             digest: Digest::of(&bytes),
+            trigger,
         })
     }
 }
