@@ -9,6 +9,7 @@ pub mod definitions;
 pub mod engine;
 pub mod fleet;
 pub mod registry;
+pub mod torture;
 
 /// Makes of each function `fn rule(lane: Lane)` three tests: `podman_root::rule`,
 /// `podman_rootless::rule` and `docker::rule`.
