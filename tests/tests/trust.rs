@@ -191,9 +191,10 @@ fn viewer_looks_and_changes_nothing() {
 #[test]
 fn bad_token_is_refused() {
     let fleet = fleet("badtoken");
+    // Of the form of a token, with nothing in it, and signed by nobody.
     drop(fleet.mcp_with(
         &["login", "--node", "badtoken", "--token-stdin"],
-        Some("not.a.token"),
+        Some("e30.e30.c2ln"),
     ));
     let refused = fleet.mcp(&["list"]).exits(7);
     assert!(refused.stderr.contains("hint:"), "{refused}");
