@@ -339,6 +339,14 @@ pub enum RuntimeError {
         /// Why.
         why: String,
     },
+    /// The image does not go with what the spec asks for.
+    #[error("{what} cannot be had: {why}")]
+    Impossible {
+        /// The field with its value.
+        what: String,
+        /// Why.
+        why: String,
+    },
     /// The engine refused the call.
     #[error("the engine refused `{call}`: {message}")]
     Refused {

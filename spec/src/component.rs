@@ -3,11 +3,18 @@
 //! A [`ComponentSpec`] is canonical: two definitions that mean the same give equal values, equal
 //! encodings and equal digests. `definition` builds it; the agent compiles it into engine calls.
 
+mod host;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+pub use host::{Device, Log, Ulimit};
 
 use crate::duration::Span;
 use crate::image::{Digest, ImageRef};
@@ -15,6 +22,9 @@ use crate::name::{ComponentKey, ComponentName, NodeName, ServiceName};
 
 /// Version of the canonical encoding that [`ComponentSpec::digest`] hashes.
 pub const ENCODING_VERSION: u32 = 1;
+
+/// What stands for the node's own address in `extra_hosts`.
+pub const HOST_GATEWAY: &str = "host-gateway";
 
 /// One service as its definition resolves on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +48,36 @@ pub struct ServiceSpec {
     /// Its components by name.
     pub components: BTreeMap<ComponentName, ComponentSpec>,
 }
+
+/// Gives words that definitions, differences and tables share.
+macro_rules! words {
+    ($name:ident { $($variant:ident => $word:literal),+ $(,)? }) => {
+        impl $name {
+            /// All of them with their words.
+            pub const WORDS: [(&'static str, Self); words!(@count $($word)+)] =
+                [$(($word, Self::$variant)),+];
+
+            /// The word that definitions write.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),+
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    };
+    (@count $($word:literal)+) => { [$($word),+].len() };
+}
+
+words!(Reconcile { Manual => "manual", Auto => "auto" });
+words!(OnFailure { KeepOld => "keep-old", Leave => "leave" });
+words!(Pull { Missing => "missing", Always => "always", Never => "never" });
 
 impl ServiceSpec {
     /// The keys of all components, in the order of their names.
@@ -127,6 +167,36 @@ pub struct ComponentSpec {
     pub files: BTreeMap<String, FileMount>,
     /// Stable time that counts as started where there is no health check.
     pub ready_for: Span,
+    // What follows came later: left out of the encoding where it is not used, so that the digests of
+    // specs that do not use it stay what they were.
+    /// Devices of the node by their path in the container.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub devices: BTreeMap<String, Device>,
+    /// Limits of each process by name (`nofile`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ulimits: BTreeMap<String, Ulimit>,
+    /// Kernel parameters of the container's own namespaces.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
+    /// Departures from the engine's confinement, as `seccomp=unconfined`; never the default
+    /// `no-new-privileges`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub security_opt: BTreeSet<String>,
+    /// Whether the engine's confinement is off altogether.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub privileged: bool,
+    /// Where its output goes; the engine's choice where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<Log>,
+}
+
+/// Left out of the encoding where it is not so.
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// Whether a component runs on or ends.
@@ -358,6 +428,9 @@ pub enum Probe {
         port: u16,
         /// Path and query, with the leading slash.
         path: String,
+        /// Whether it is asked over TLS; the certificate is the component's own and not verified.
+        #[serde(default, skip_serializing_if = "is_false")]
+        tls: bool,
     },
     /// A TCP connection by the agent to this port in the container.
     Tcp(u16),
@@ -401,6 +474,28 @@ pub enum OnChange {
     Signal(String),
     /// Nothing: the program looks by itself.
     None,
+}
+
+impl fmt::Display for OnChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Recreate => f.write_str("recreate"),
+            Self::Restart => f.write_str("restart"),
+            Self::Signal(signal) => {
+                write!(f, "signal:{}", signal.strip_prefix("SIG").unwrap_or(signal))
+            }
+            Self::None => f.write_str("none"),
+        }
+    }
+}
+
+impl Probe {
+    /// The URL of an HTTP probe as definitions write it.
+    #[must_use]
+    pub fn http_url(port: u16, path: &str, tls: bool) -> String {
+        let scheme = if tls { "https" } else { "http" };
+        format!("{scheme}://:{port}{path}")
+    }
 }
 
 impl ComponentSpec {

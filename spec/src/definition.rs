@@ -8,6 +8,7 @@ mod component;
 mod crosscheck;
 mod error;
 mod health;
+mod host;
 mod limits;
 mod networks;
 mod ports;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use set::{Change, ComponentChange, ServiceChange, body, service_diff, set_diff, summary};
 
 use crate::component::{
-    ComponentSpec, FileMount, Health, Kind, Network, OnChange, Probe, Pull, Volume, VolumeSource,
+    ComponentSpec, FileMount, Health, Kind, Network, OnChange, Probe, Volume, VolumeSource,
 };
 use crate::definition::size_text;
 use crate::image::ImageRef;
@@ -117,6 +117,12 @@ impl ComponentSpec {
             dns,
             files,
             ready_for,
+            devices,
+            ulimits,
+            sysctls,
+            security_opt,
+            privileged,
+            log,
         } = self;
         let mut fields = Fields::default();
         match kind {
@@ -127,14 +133,7 @@ impl ComponentSpec {
             }
         }
         fields.set("image", image);
-        fields.set(
-            "pull",
-            match pull {
-                Pull::Missing => "missing",
-                Pull::Always => "always",
-                Pull::Never => "never",
-            },
-        );
+        fields.set("pull", pull);
         fields.set_some("entrypoint", entrypoint.as_deref().map(words));
         fields.set_some("cmd", cmd.as_deref().map(words));
         fields.set_all("env", env);
@@ -193,6 +192,21 @@ impl ComponentSpec {
             );
         }
         fields.set("ready_for", ready_for);
+        for (target, device) in devices {
+            fields.set(&format!("devices.{target}"), device);
+        }
+        for (name, limit) in ulimits {
+            fields.set(&format!("ulimits.{name}"), limit);
+        }
+        fields.set_all("sysctls", sysctls);
+        if !security_opt.is_empty() {
+            fields.set("security_opt", list(security_opt));
+        }
+        fields.set("privileged", privileged);
+        if let Some(log) = log {
+            fields.set("log.driver", &log.driver);
+            fields.set_all("log.options", &log.options);
+        }
         fields.0
     }
 }
@@ -220,8 +234,8 @@ impl Fields {
     fn set_health(&mut self, health: &Health) {
         match &health.probe {
             Probe::Cmd(argv) => self.set("health.cmd", words(argv)),
-            Probe::Http { port, path } => {
-                self.set("health.http", format!("http://:{port}{path}"));
+            Probe::Http { port, path, tls } => {
+                self.set("health.http", Probe::http_url(*port, path, *tls));
             }
             Probe::Tcp(port) => self.set("health.tcp", port),
         }
@@ -283,11 +297,8 @@ fn file_text(file: &FileMount, digest: &str) -> String {
     if let Some((uid, gid)) = file.owner {
         text.push_str(&format!(" {uid}:{gid}"));
     }
-    match &file.on_change {
-        OnChange::Recreate => {}
-        OnChange::Restart => text.push_str(" restart"),
-        OnChange::Signal(signal) => text.push_str(&format!(" signal:{signal}")),
-        OnChange::None => text.push_str(" none"),
+    if file.on_change != OnChange::Recreate {
+        text.push_str(&format!(" {}", file.on_change));
     }
     text
 }

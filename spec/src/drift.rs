@@ -12,6 +12,10 @@ use crate::observed::{ContainerState, DesiredState, LiveContainer, Observed, Obs
 /// The name of the difference between what should run and what does.
 pub const STATE: &str = "state";
 
+/// The field that tells in which normal form an engine's answer was put. Fields that only the one of two
+/// forms has are no drift: a release that looks closer finds nothing wrong with what runs already.
+pub const FORM: &str = "form";
+
 /// One difference between what was deployed and what is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Difference {
@@ -58,8 +62,12 @@ pub fn field_drift(baseline: &BTreeMap<String, String>, live: &LiveContainer) ->
         return Vec::new();
     }
     let names: BTreeSet<&String> = baseline.keys().chain(live.fields.keys()).collect();
+    let same_form = baseline.get(FORM) == live.fields.get(FORM);
+    let comparable =
+        |name: &str| same_form || (baseline.contains_key(name) && live.fields.contains_key(name));
     names
         .into_iter()
+        .filter(|name| *name != FORM && comparable(name))
         .filter(|name| baseline.get(*name) != live.fields.get(*name))
         .map(|name| Difference {
             field: name.clone(),

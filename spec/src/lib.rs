@@ -17,5 +17,6 @@ pub mod policy;
 pub mod revision;
 #[cfg(test)]
 mod samples;
+pub mod signal;
 pub mod signature;
 pub mod tree;

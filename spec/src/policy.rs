@@ -30,6 +30,10 @@ pub const DEFAULT_CAPABILITIES: [&str; 12] = [
     "SYS_CHROOT",
 ];
 
+/// Log drivers that a component may name without the owner's word: those that keep the lines on the node,
+/// with the engine. The others send them to an address that the definition gives.
+pub const DEFAULT_LOG_DRIVERS: [&str; 5] = ["json-file", "local", "k8s-file", "journald", "none"];
+
 /// Paths that hold an engine's socket or store: a bind that touches one hands over the node.
 pub const ENGINE_PATHS: [&str; 7] = [
     "/run/podman",
@@ -60,6 +64,10 @@ pub struct Policy {
     pub ports: Vec<PortRange>,
     /// Capabilities beyond [`DEFAULT_CAPABILITIES`] that may be added, without the `CAP_`.
     pub capabilities: Vec<String>,
+    /// Options of `security_opt` that may be asked for, as definitions write them.
+    pub security_opt: Vec<String>,
+    /// Log drivers that may be named.
+    pub log_drivers: Vec<String>,
     /// Further paths that no bind may touch: the agent adds its engine's socket.
     pub protected: Vec<String>,
 }
@@ -99,6 +107,8 @@ impl Policy {
             })
             .to_vec(),
             capabilities: Vec::new(),
+            security_opt: Vec::new(),
+            log_drivers: DEFAULT_LOG_DRIVERS.map(str::to_owned).to_vec(),
             protected: Vec::new(),
         }
     }
@@ -127,6 +137,7 @@ impl Policy {
         for capability in &spec.cap_add {
             self.check_capability(capability, &mut found);
         }
+        self.check_host(spec, &mut found);
         found
     }
 
@@ -229,6 +240,50 @@ impl Policy {
                 field,
                 message: format!("bind {source} outside policy.host_paths"),
                 hint: allow("host_paths", &format!("\"{source}\"")),
+            });
+        }
+    }
+
+    fn check_host(&self, spec: &ComponentSpec, found: &mut Vec<Violation>) {
+        for device in spec.devices.values() {
+            let given = components(&device.host).is_some_and(|path| {
+                self.devices.iter().any(|allowed| {
+                    components(allowed).is_some_and(|allowed| path.starts_with(&allowed))
+                })
+            });
+            if !given {
+                found.push(Violation {
+                    field: "devices".to_owned(),
+                    message: format!("device {} outside policy.devices", device.host),
+                    hint: allow("devices", &format!("\"{}\"", device.host)),
+                });
+            }
+        }
+        for option in &spec.security_opt {
+            if !self.security_opt.contains(option) {
+                found.push(Violation {
+                    field: "security_opt".to_owned(),
+                    message: format!("security option {option} outside policy.security_opt"),
+                    hint: allow("security_opt", &format!("\"{option}\"")),
+                });
+            }
+        }
+        if spec.privileged && !self.privileged {
+            found.push(Violation {
+                field: "privileged".to_owned(),
+                message: "privileged refused by policy.privileged".to_owned(),
+                hint: "name what the program needs with `cap_add`, or set privileged = true under \
+                       [policy] in agent.toml"
+                    .to_owned(),
+            });
+        }
+        if let Some(log) = &spec.log
+            && !self.log_drivers.contains(&log.driver)
+        {
+            found.push(Violation {
+                field: "log".to_owned(),
+                message: format!("log driver {} outside policy.log_drivers", log.driver),
+                hint: allow("log_drivers", &format!("\"{}\"", log.driver)),
             });
         }
     }

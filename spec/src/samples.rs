@@ -136,8 +136,8 @@ fn health() -> impl Strategy<Value = Health> {
     (
         prop_oneof![
             argv().prop_map(Probe::Cmd),
-            (1..=u16::MAX, "/[a-z0-9/?=&%\"\\\\]{0,8}")
-                .prop_map(|(port, path)| Probe::Http { port, path }),
+            (1..=u16::MAX, "/[a-z0-9/?=&%\"\\\\]{0,8}", any::<bool>())
+                .prop_map(|(port, path, tls)| Probe::Http { port, path, tls }),
             (1..=u16::MAX).prop_map(Probe::Tcp),
         ],
         span(),
@@ -160,7 +160,7 @@ fn resources() -> impl Strategy<Value = Resources> {
             (6_u64 << 20)..(1 << 50),
             (6_u64..4096).prop_map(|mib| mib << 20)
         ]),
-        option::of(1..10_000_000_u64),
+        option::of(10..10_000_000_u64),
         prop_oneof![Just(2048), 1..4_194_304_u32],
     )
         .prop_map(|(memory_bytes, cpu_millis, pids)| Resources {
@@ -177,6 +177,77 @@ fn labels() -> impl Strategy<Value = BTreeMap<String, String>> {
     })
 }
 
+/// What came to the spec later.
+#[derive(Debug, Clone)]
+struct Later {
+    devices: BTreeMap<String, Device>,
+    ulimits: BTreeMap<String, Ulimit>,
+    sysctls: BTreeMap<String, String>,
+    security_opt: BTreeSet<String>,
+    privileged: bool,
+    log: Option<Log>,
+}
+
+fn ulimit() -> impl Strategy<Value = Ulimit> {
+    (option::of(0..1_u64 << 40), option::of(0..1_u64 << 40)).prop_map(|(one, other)| {
+        // Unlimited is the most that there is.
+        let (least, most) = (one.min(other), one.max(other));
+        match (least, most) {
+            (None, most) => Ulimit {
+                soft: most,
+                hard: None,
+            },
+            (soft, hard) => Ulimit { soft, hard },
+        }
+    })
+}
+
+fn later() -> impl Strategy<Value = Later> {
+    let device =
+        (path(), select(vec!["rwm", "r", "rw", "m"])).prop_map(|(host, permissions)| Device {
+            host: format!("/dev{host}"),
+            permissions: permissions.to_owned(),
+        });
+    let options = [
+        "seccomp=unconfined",
+        "label=level:s0:c1",
+        "apparmor=mine",
+        "no-new-privileges=false",
+    ];
+    (
+        btree_map(path().prop_map(|path| format!("/dev{path}")), device, 0..3),
+        btree_map(
+            select(vec!["nofile", "core", "memlock"]).prop_map(str::to_owned),
+            ulimit(),
+            0..3,
+        ),
+        btree_map(
+            select(vec!["net.core.somaxconn", "kernel.sem"]).prop_map(str::to_owned),
+            "[0-9]{1,3}( [0-9]{1,3}){0,2}",
+            0..2,
+        ),
+        subsequence(options.to_vec(), 0..=4),
+        any::<bool>(),
+        option::of(
+            (
+                select(vec!["json-file", "journald"]).prop_map(str::to_owned),
+                btree_map("[a-oq-z][a-z.\" -]{0,5}", text(), 0..3),
+            )
+                .prop_map(|(driver, options)| Log { driver, options }),
+        ),
+    )
+        .prop_map(
+            |(devices, ulimits, sysctls, security_opt, privileged, log)| Later {
+                devices,
+                ulimits,
+                sysctls,
+                security_opt: security_opt.into_iter().map(str::to_owned).collect(),
+                privileged,
+                log,
+            },
+        )
+}
+
 /// A component of any service; ports and implied aliases are still to be settled.
 fn component() -> impl Strategy<Value = ComponentSpec> {
     let identity = (
@@ -189,7 +260,7 @@ fn component() -> impl Strategy<Value = ComponentSpec> {
         ]),
         select(vec![Pull::Missing, Pull::Always, Pull::Never]),
         option::of(argv()),
-        option::of(vec(text(), 1..4)),
+        option::of(vec(text(), 0..4)),
         btree_map("[^=\u{0}]{1,6}", text(), 0..8),
     );
     let place = (
@@ -221,7 +292,7 @@ fn component() -> impl Strategy<Value = ComponentSpec> {
     );
     let owned =
         |names: Vec<&str>| -> BTreeSet<String> { names.into_iter().map(str::to_owned).collect() };
-    (identity, place, life).prop_map(
+    (identity, place, life, later()).prop_map(
         move |(
             ((kind, restart), image, pull, entrypoint, cmd, env),
             (user, workdir, hostname, network, ports, volumes, tmpfs, files),
@@ -238,7 +309,9 @@ fn component() -> impl Strategy<Value = ComponentSpec> {
                 extra_hosts,
                 dns,
             ),
+            later,
         )| {
+            let hosted = network == Network::Host;
             let published = matches!(network, Network::User(_) | Network::Bridge);
             let reached = network != Network::None;
             ComponentSpec {
@@ -271,14 +344,35 @@ fn component() -> impl Strategy<Value = ComponentSpec> {
                 health: health.filter(|health| reached || matches!(health.probe, Probe::Cmd(_))),
                 resources,
                 read_only,
-                cap_add: owned(cap_add),
-                cap_drop: owned(cap_drop),
+                cap_add: owned(if later.privileged {
+                    Vec::new()
+                } else {
+                    cap_add
+                }),
+                cap_drop: owned(if later.privileged {
+                    Vec::new()
+                } else {
+                    cap_drop
+                }),
                 labels,
                 stop_signal: stop_signal.map(str::to_owned),
                 stop_timeout,
-                extra_hosts,
+                extra_hosts: extra_hosts
+                    .into_iter()
+                    .filter(|(_, address)| reached || address != HOST_GATEWAY)
+                    .collect(),
                 dns: dns.into_iter().map(|ip| ip.parse().unwrap()).collect(),
                 ready_for,
+                devices: later.devices,
+                ulimits: later.ulimits,
+                sysctls: later
+                    .sysctls
+                    .into_iter()
+                    .filter(|(name, _)| !hosted || !name.starts_with("net."))
+                    .collect(),
+                security_opt: later.security_opt,
+                privileged: later.privileged,
+                log: later.log,
             }
         },
     )

@@ -106,6 +106,8 @@ struct PolicyTable {
     host_network: Option<bool>,
     bridge_network: Option<bool>,
     devices: Option<Vec<String>>,
+    security_opt: Option<Vec<String>>,
+    log_drivers: Option<Vec<String>>,
     registries: Option<Vec<String>>,
     ports: Option<Vec<PortRange>>,
     capabilities: Option<Vec<String>>,
@@ -494,6 +496,8 @@ fn policy(at: &Text<'_>, raw: PolicyTable, services_dir: &Path) -> Result<Policy
         registries: raw.registries.unwrap_or(default.registries),
         ports: raw.ports.unwrap_or(default.ports),
         capabilities: raw.capabilities.unwrap_or(default.capabilities),
+        security_opt: raw.security_opt.unwrap_or(default.security_opt),
+        log_drivers: raw.log_drivers.unwrap_or(default.log_drivers),
         protected: default.protected,
     };
     if let Some(path) = policy.host_paths.iter().find(|path| {

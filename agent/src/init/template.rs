@@ -116,6 +116,7 @@ devices        = []
 registries     = []        # as in \"registry.example.net:5000\"; empty: any
 ports          = [\"127.0.0.1:1024-65535\", \"[::1]:1024-65535\"]
 capabilities   = []        # beyond the engine's usual ones, as in \"NET_ADMIN\"
+security_opt   = []        # as in \"seccomp=unconfined\"
 
 # [metrics]                # of no effect yet: this release serves no metrics
 # listen = \"127.0.0.1:9445\"

@@ -121,6 +121,12 @@ fn spec(tag: &str) -> ComponentSpec {
         dns: Vec::new(),
         files: BTreeMap::new(),
         ready_for: Span::from_secs(2),
+        devices: BTreeMap::new(),
+        ulimits: BTreeMap::new(),
+        sysctls: BTreeMap::new(),
+        security_opt: BTreeSet::new(),
+        privileged: false,
+        log: None,
     }
 }
 

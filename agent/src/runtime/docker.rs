@@ -5,10 +5,12 @@
 //! ([`libpod`]).
 
 mod compile;
+mod create;
 mod errors;
 mod events;
 mod exec;
 mod frames;
+mod gateway;
 mod http;
 mod images;
 mod libpod;
@@ -17,8 +19,8 @@ mod normalise;
 #[cfg(test)]
 mod samples;
 mod session;
-mod signal;
 mod socket;
+mod users;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -91,51 +93,6 @@ impl DockerRuntime {
             return Ok(None);
         }
         answer.ok()?.parsed().map(Some)
-    }
-
-    async fn create_docker(&self, request: &ContainerRequest) -> Result<ContainerId, RuntimeError> {
-        let compiled = compile::docker_create(request);
-        let answer = self
-            .send(|prefix| {
-                let name = encoded(&request.name);
-                Call::post("create", format!("{prefix}/containers/create?name={name}"))
-                    .json(&compiled.body)
-            })
-            .await?;
-        let id = created(&answer, &request.name)?;
-        for (network, mut body) in compiled.connect {
-            body.container = id.as_str().to_owned();
-            let connected = self
-                .send(|prefix| {
-                    let path = format!("{prefix}/networks/{}/connect", encoded(&network));
-                    Call::post("connect", path).json(&body)
-                })
-                .await
-                .and_then(|answer| {
-                    if answer.status.is_success() {
-                        Ok(())
-                    } else {
-                        Err(errors::meaning(&answer, &network))
-                    }
-                });
-            if let Err(error) = connected {
-                // Half a container is none. Where the removal fails too, the first error matters.
-                drop(self.remove(id.as_str()).await);
-                return Err(error);
-            }
-        }
-        Ok(id)
-    }
-
-    async fn create_podman(&self, request: &ContainerRequest) -> Result<ContainerId, RuntimeError> {
-        let facts = self.facts().await?;
-        let body = libpod::spec_generator(request, &facts)?;
-        let answer = self
-            .send(|_| {
-                Call::post("create", format!("{}/containers/create", session::LIBPOD)).json(&body)
-            })
-            .await?;
-        created(&answer, &request.name)
     }
 
     /// Whether any container, running or not, is attached to a network.
@@ -250,18 +207,6 @@ impl DockerRuntime {
     }
 }
 
-fn created(answer: &Answer, name: &str) -> Result<ContainerId, RuntimeError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Created {
-        id: String,
-    }
-    if answer.status.is_success() {
-        return Ok(ContainerId::new(answer.parsed::<Created>()?.id));
-    }
-    Err(errors::meaning(answer, name))
-}
-
 #[async_trait]
 impl Runtime for DockerRuntime {
     async fn facts(&self) -> Result<EngineFacts, RuntimeError> {
@@ -346,10 +291,7 @@ impl Runtime for DockerRuntime {
     }
 
     async fn create(&self, request: &ContainerRequest) -> Result<ContainerId, RuntimeError> {
-        match self.engine().await? {
-            EngineName::Docker => self.create_docker(request).await,
-            EngineName::Podman => self.create_podman(request).await,
-        }
+        self.made(request).await
     }
 
     async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {

@@ -1,5 +1,7 @@
 //! Health checks: one probe of one container.
 
+mod unverified;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -62,8 +64,8 @@ pub async fn probe(
     let asked = async {
         match &health.probe {
             Probe::Cmd(command) => run(runtime, live, command, limit).await,
-            Probe::Http { port, path } => match reach(facts, spec, live, *port) {
-                Ok(reached) => http(reached.address, path).await,
+            Probe::Http { port, path, tls } => match reach(facts, spec, live, *port) {
+                Ok(reached) => http(reached.address, path, *tls).await,
                 Err(why) => ProbeOutcome::bad(why),
             },
             Probe::Tcp(port) => match reach(facts, spec, live, *port) {
@@ -194,8 +196,16 @@ async fn tcp(reached: Reached, wait: Duration) -> ProbeOutcome {
     ProbeOutcome::good("connected")
 }
 
-async fn http(address: SocketAddr, path: &str) -> ProbeOutcome {
-    match get(address, path).await {
+async fn http(address: SocketAddr, path: &str, tls: bool) -> ProbeOutcome {
+    let answered = match TcpStream::connect(address).await {
+        Err(cause) => Err(cause.to_string()),
+        Ok(stream) if tls => match unverified::secured(stream, address.ip()).await {
+            Ok(stream) => get(TokioIo::new(stream), address, path).await,
+            Err(cause) => Err(format!("TLS: {cause}")),
+        },
+        Ok(stream) => get(TokioIo::new(stream), address, path).await,
+    };
+    match answered {
         Ok(status) if status.is_success() || status.is_redirection() => {
             ProbeOutcome::good(format!("HTTP {}", status.as_u16()))
         }
@@ -204,13 +214,14 @@ async fn http(address: SocketAddr, path: &str) -> ProbeOutcome {
     }
 }
 
-async fn get(address: SocketAddr, path: &str) -> Result<hyper::StatusCode, String> {
-    let stream = TcpStream::connect(address)
-        .await
-        .map_err(|cause| cause.to_string())?;
+async fn get(
+    stream: impl hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+    address: SocketAddr,
+    path: &str,
+) -> Result<hyper::StatusCode, String> {
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(64 << 10)
-        .handshake(TokioIo::new(stream))
+        .handshake(stream)
         .await
         .map_err(|cause| cause.to_string())?;
     let request = Request::get(path)
@@ -263,9 +274,51 @@ mod tests {
             ("HTTP/1.1 503 Busy\r\n\r\n", false),
             ("nonsense\r\n\r\n", false),
         ] {
-            let outcome = http(answering(answer).await, "/healthz?deep=1").await;
+            let outcome = http(answering(answer).await, "/healthz?deep=1", false).await;
             assert_eq!(outcome.ok, ok, "{answer}: {}", outcome.detail);
         }
+    }
+
+    #[tokio::test]
+    async fn certificate_of_the_component_s_own_is_taken() {
+        let made = rcgen::generate_simple_self_signed(["anything.example".to_owned()]).unwrap();
+        let key =
+            rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let settings = rustls::ServerConfig::builder_with_provider(
+            rustls::crypto::ring::default_provider().into(),
+        )
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(settings));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await;
+                let _ = stream.shutdown().await;
+            }
+        });
+        let outcome = http(address, "/healthz", true).await;
+        assert!(outcome.ok, "{}", outcome.detail);
+        assert!(
+            !http(address, "/healthz", false).await.ok,
+            "plain HTTP is not answered"
+        );
+        let plain = answering("HTTP/1.1 204 No Content\r\n\r\n").await;
+        let outcome = http(plain, "/healthz", true).await;
+        assert!(
+            !outcome.ok && outcome.detail.starts_with("TLS: "),
+            "{}",
+            outcome.detail
+        );
     }
 
     #[tokio::test]

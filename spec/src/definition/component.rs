@@ -8,8 +8,10 @@ use toml::de::DeValue;
 use super::FileLookup;
 use super::error::{DefinitionErrorKind as Kind, Errors, Place};
 use super::reader::{Refusal, Schema, Table, insert_once, integer, parse_text, string, wrong_type};
-use super::{health, limits, networks, ports, values, volumes};
-use crate::component::{ComponentSpec, Kind as ComponentKind, Network, Port, Pull, Restart};
+use super::{health, host, limits, networks, ports, values, volumes};
+use crate::component::{
+    ComponentSpec, HOST_GATEWAY, Kind as ComponentKind, Network, Port, Pull, Restart,
+};
 use crate::duration::Span;
 use crate::name::{ComponentName, ServiceName};
 
@@ -51,17 +53,15 @@ pub(super) const COMPONENT: Schema = Schema {
         "dns",
         "files",
         "ready_for",
-    ],
-    not_yet: &[
         "devices",
         "ulimits",
         "sysctls",
         "security_opt",
         "privileged",
         "log",
-        "secrets",
         "update",
     ],
+    not_yet: &["secrets"],
     elsewhere,
 };
 
@@ -77,9 +77,11 @@ fn elsewhere(key: &str) -> Option<String> {
         "port" => "ports",
         "mounts" | "binds" => "volumes",
         "tag" => "image",
-        "logging" => {
-            return Some("leave it out: the engine's default log driver is used".to_owned());
-        }
+        "logging" => "log",
+        "device" => "devices",
+        "sysctl" => "sysctls",
+        "ulimit" => "ulimits",
+        "security_opts" => "security_opt",
         "container_name" => {
             return Some(
                 "leave it out: the container is named after service and component".to_owned(),
@@ -180,23 +182,18 @@ pub(super) fn read(
         .collect();
     let health = health::read(table, &network, errors);
     let (cap_add, cap_drop) = limits::read_capabilities(table, errors);
+    let asked = host::read(table, &network, errors);
+    let extra_hosts = read_extra_hosts(table, &network, errors);
+    read_update(table, errors);
+    let (entrypoint, cmd) = read_command(table, errors);
     let spec = ComponentSpec {
         restart: read_restart(table, &kind, errors),
         kind,
         // Replaced below: without an image there is no spec.
         image: image.clone().unwrap_or_else(no_image),
-        pull: table.choice(
-            "pull",
-            &[
-                ("missing", Pull::Missing),
-                ("always", Pull::Always),
-                ("never", Pull::Never),
-            ],
-            Pull::Missing,
-            errors,
-        ),
-        entrypoint: argv(table, "entrypoint", errors),
-        cmd: arguments(table, "cmd", errors),
+        pull: table.choice("pull", &Pull::WORDS, Pull::Missing, errors),
+        entrypoint,
+        cmd,
         env: read_env(table, errors),
         user: table.parsed("user", values::user, errors),
         workdir: table.parsed(
@@ -219,10 +216,16 @@ pub(super) fn read(
         labels: read_labels(table, errors),
         stop_signal: read_stop_signal(table, errors),
         stop_timeout: table.span("stop_timeout", STOP_TIMEOUT, errors),
-        extra_hosts: read_extra_hosts(table, errors),
+        extra_hosts,
         dns: read_dns(table, errors),
         files: mounts.files,
         ready_for: table.span("ready_for", READY_FOR, errors),
+        devices: asked.devices,
+        ulimits: asked.ulimits,
+        sysctls: asked.sysctls,
+        security_opt: asked.security_opt,
+        privileged: asked.privileged,
+        log: asked.log,
     };
     ReadComponent {
         name,
@@ -330,6 +333,48 @@ fn read_restart(table: &Table<'_, '_>, kind: &ComponentKind, errors: &mut Errors
     restart.unwrap_or(default)
 }
 
+/// `update`: the one way that there is.
+fn read_update(table: &Table<'_, '_>, errors: &mut Errors<'_>) {
+    let start_first = table.choice(
+        "update",
+        &[("stop-first", false), ("start-first", true)],
+        false,
+        errors,
+    );
+    if start_first {
+        errors.push(
+            Kind::NotSupportedYet,
+            table
+                .get("update")
+                .map_or(table.place.clone(), |entry| entry.value.span()),
+            "`update = \"start-first\"` is not supported yet by this release",
+            "leave it out: a component is stopped before its successor starts",
+        );
+    }
+}
+
+/// `entrypoint` and `cmd`; an empty list takes the image's own away.
+fn read_command(
+    table: &Table<'_, '_>,
+    errors: &mut Errors<'_>,
+) -> (Option<Vec<String>>, Option<Vec<String>>) {
+    let entrypoint = arguments(table, "entrypoint", errors);
+    let cmd = arguments(table, "cmd", errors);
+    let empty = |list: &Option<Vec<String>>| list.as_ref().is_some_and(Vec::is_empty);
+    if let Some(words) = &entrypoint {
+        a_program_first(table, "entrypoint", words, errors);
+    }
+    if empty(&entrypoint) && empty(&cmd) {
+        errors.push(
+            Kind::Conflict,
+            table.place_of("cmd"),
+            "with `entrypoint` and `cmd` both empty there is nothing to run",
+            "write the program in one of them, or leave one out for the image's own",
+        );
+    }
+    (entrypoint, cmd)
+}
+
 /// A command line: a list with at least a program.
 pub(super) fn argv(
     table: &Table<'_, '_>,
@@ -337,6 +382,19 @@ pub(super) fn argv(
     errors: &mut Errors<'_>,
 ) -> Option<Vec<String>> {
     let words = arguments(table, key, errors)?;
+    if words.is_empty() {
+        errors.push(
+            Kind::Value,
+            table.place_of(key),
+            format!("`{key}` is empty"),
+            "write a program and its arguments, as in `[\"/bin/check\", \"--quick\"]`",
+        );
+    }
+    a_program_first(table, key, &words, errors);
+    Some(words)
+}
+
+fn a_program_first(table: &Table<'_, '_>, key: &str, words: &[String], errors: &mut Errors<'_>) {
     if words.first().is_some_and(String::is_empty) {
         errors.push(
             Kind::Value,
@@ -345,12 +403,11 @@ pub(super) fn argv(
             "write the program first, as in `[\"/bin/server\", \"--config\", \"/etc/server.toml\"]`",
         );
     }
-    Some(words)
 }
 
-/// A list of arguments; never empty, since engines take an empty one for an absent one.
+/// A list of arguments, which may be empty.
 fn arguments(table: &Table<'_, '_>, key: &str, errors: &mut Errors<'_>) -> Option<Vec<String>> {
-    let (place, items) = table.array(
+    let (_, items) = table.array(
         key,
         "a list of strings",
         |text| {
@@ -365,14 +422,6 @@ fn arguments(table: &Table<'_, '_>, key: &str, errors: &mut Errors<'_>) -> Optio
         },
         errors,
     )?;
-    if items.is_empty() {
-        errors.push(
-            Kind::Value,
-            place,
-            format!("`{key}` is empty"),
-            format!("leave `{key}` out for the image's own"),
-        );
-    }
     let what = format!("an item of `{key}`");
     Some(
         items
@@ -443,7 +492,11 @@ fn read_stop_signal(table: &Table<'_, '_>, errors: &mut Errors<'_>) -> Option<St
     table.parsed("stop_signal", values::signal, errors)
 }
 
-fn read_extra_hosts(table: &Table<'_, '_>, errors: &mut Errors<'_>) -> BTreeMap<String, String> {
+fn read_extra_hosts(
+    table: &Table<'_, '_>,
+    network: &Network,
+    errors: &mut Errors<'_>,
+) -> BTreeMap<String, String> {
     let mut hosts = BTreeMap::new();
     let Some(entry) = table.get("extra_hosts") else {
         return hosts;
@@ -493,6 +546,14 @@ fn read_extra_hosts(table: &Table<'_, '_>, errors: &mut Errors<'_>) -> BTreeMap<
             "write `extra_hosts = [\"db.example.net:10.0.0.5\"]`",
             errors,
         ),
+    }
+    if *network == Network::None && hosts.values().any(|address| address == HOST_GATEWAY) {
+        errors.push(
+            Kind::Conflict,
+            entry.key_place,
+            format!("`{HOST_GATEWAY}` cannot be reached with `network = \"none\"`"),
+            "leave the line out, or join a network",
+        );
     }
     hosts
 }

@@ -96,7 +96,7 @@ fn read_probe(health: &Table<'_, '_>, network: &Network, errors: &mut Errors<'_>
         "cmd" => super::component::argv(health, "cmd", errors).map(Probe::Cmd),
         "http" => health
             .parsed("http", parse_http, errors)
-            .map(|(port, path)| Probe::Http { port, path }),
+            .map(|(port, path, tls)| Probe::Http { port, path, tls }),
         _ => health
             .integer("tcp", (1, 65535), errors)
             .and_then(|port| u16::try_from(port).ok())
@@ -104,31 +104,28 @@ fn read_probe(health: &Table<'_, '_>, network: &Network, errors: &mut Errors<'_>
     }
 }
 
-/// `http://:PORT/PATH`: no host, since it is the container that is asked.
-fn parse_http(text: &str) -> Result<(u16, String), Refusal> {
-    const FORM: &str = "write `http://:PORT/PATH`, as in `http://:8080/healthz`";
+/// `http://:PORT/PATH` or `https://`: no host, since it is the container that is asked.
+fn parse_http(text: &str) -> Result<(u16, String, bool), Refusal> {
+    const FORM: &str = "write `http://:PORT/PATH`, as in `http://:8080/healthz`, or `https://`";
     let malformed = |why: &str| Refusal::new(format!("`{text}` is no health URL: {why}"), FORM);
-    if text.starts_with("https://") {
-        return Err(Refusal::new(
-            "a health check cannot ask by https in this release",
-            "use `tcp` with the same port, or a `cmd` that asks from inside the container",
-        ));
-    }
-    let rest = text
-        .strip_prefix("http://")
-        .ok_or_else(|| malformed("it does not start with `http://`"))?;
+    let (rest, scheme) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
+        (Some(rest), _) => (rest, "http"),
+        (None, Some(rest)) => (rest, "https"),
+        (None, None) => return Err(malformed("it does not start with `http://` or `https://`")),
+    };
+    let tls = scheme == "https";
     let (authority, path) = match rest.find(['/', '?', '#']) {
         Some(at) => rest.split_at(at),
         None => (rest, "/"),
     };
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) => (host, port),
-        None => (authority, "80"),
+        None => (authority, if tls { "443" } else { "80" }),
     };
     if !host.is_empty() {
         return Err(Refusal::new(
             format!("a health check asks its own container, and no `{host}`"),
-            format!("write `http://:{port}{path}`"),
+            format!("write `{scheme}://:{port}{path}`"),
         ));
     }
     if authority.is_empty() {
@@ -152,7 +149,7 @@ fn parse_http(text: &str) -> Result<(u16, String), Refusal> {
     } else {
         format!("/{path}")
     };
-    Ok((port, path))
+    Ok((port, path, tls))
 }
 
 #[cfg(test)]
@@ -161,16 +158,17 @@ mod tests {
 
     #[test]
     fn health_urls_name_port_and_path_only() {
-        for (text, port, path) in [
-            ("http://:8443/healthz", 8443, "/healthz"),
-            ("http://:80", 80, "/"),
-            ("http://:80?x=1", 80, "/?x=1"),
-            ("http://:80/a?x=%20", 80, "/a?x=%20"),
+        for (text, port, path, tls) in [
+            ("http://:8443/healthz", 8443, "/healthz", false),
+            ("https://:8443/healthz", 8443, "/healthz", true),
+            ("http://:80", 80, "/", false),
+            ("http://:80?x=1", 80, "/?x=1", false),
+            ("http://:80/a?x=%20", 80, "/a?x=%20", false),
         ] {
-            assert_eq!(parse_http(text).unwrap(), (port, path.to_owned()));
+            assert_eq!(parse_http(text).unwrap(), (port, path.to_owned(), tls));
         }
         for (text, hint) in [
-            ("https://:8443/x", "use `tcp`"),
+            ("https://localhost/x", "write `https://:443/x`"),
             ("http://localhost:80/x", "write `http://:80/x`"),
             ("http://example.net/x", "write `http://:80/x`"),
             (":80/x", "write `http://:PORT/PATH`"),

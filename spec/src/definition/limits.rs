@@ -92,15 +92,15 @@ fn read_cpus(limits: &Table<'_, '_>, errors: &mut Errors<'_>) -> Option<u64> {
             return None;
         }
     };
-    // Engines count in thousandths at the finest; ten thousand cores is beyond any node.
-    match cpus.filter(|cpus| cpus.is_finite() && *cpus >= 0.001 && *cpus <= 10_000.0) {
+    // Less than a hundredth is less than the kernel's scheduler gives; ten thousand is beyond any node.
+    match cpus.filter(|cpus| cpus.is_finite() && *cpus >= 0.01 && *cpus <= 10_000.0) {
         Some(cpus) => Some((cpus * 1000.0).round() as u64),
         None => {
             errors.push(
                 Kind::Value,
                 entry.value.span(),
                 "`cpus` is out of range",
-                "write a number of cores from 0.001 to 10000, as in `cpus = 1.5`",
+                "write a number of cores from 0.01 to 10000, as in `cpus = 1.5`",
             );
             None
         }

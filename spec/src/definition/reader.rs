@@ -566,11 +566,8 @@ pub(super) fn parse_span(text: &str) -> Result<Span, Refusal> {
 
 fn not_yet_mend(key: &str) -> String {
     match key {
-        "update" => "leave it out: a component is stopped before its successor starts".to_owned(),
         "secrets" => "leave it out, and mount a file that the node holds with `volumes` until then"
             .to_owned(),
-        "log" => "leave it out: the engine's default log driver is used".to_owned(),
-        "privileged" => "leave it out, and name what the program needs with `cap_add`".to_owned(),
         _ => format!("leave `{key}` out, or carry it along unused as `x-{key}`"),
     }
 }

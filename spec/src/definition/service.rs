@@ -248,16 +248,13 @@ pub(super) fn read<'a>(file: &DefinitionFile<'a>, lookup: &FileLookup<'_>) -> Re
     let deadline = table.positive_span("deadline", DEADLINE, &mut errors);
     let reconcile = table.choice(
         "reconcile",
-        &[("manual", Reconcile::Manual), ("auto", Reconcile::Auto)],
+        &Reconcile::WORDS,
         Reconcile::Manual,
         &mut errors,
     );
     let on_failure = table.choice(
         "on_failure",
-        &[
-            ("keep-old", OnFailure::KeepOld),
-            ("leave", OnFailure::Leave),
-        ],
+        &OnFailure::WORDS,
         OnFailure::KeepOld,
         &mut errors,
     );

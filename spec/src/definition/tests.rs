@@ -342,7 +342,12 @@ fn values_have_one_canonical_form() {
     assert_eq!(spec.dns.len(), 2);
     assert_eq!(spec.dns[0].to_string(), "9.9.9.9");
     let Some(Health {
-        probe: Probe::Http { port: 8443, path },
+        probe:
+            Probe::Http {
+                port: 8443,
+                path,
+                tls: false,
+            },
         ..
     }) = &spec.health
     else {

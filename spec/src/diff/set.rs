@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{FieldChange, Fields, diff, field_changes, version};
-use crate::component::{OnFailure, Reconcile, ServiceSpec};
+use crate::component::ServiceSpec;
 use crate::definition::DesiredSet;
 use crate::name::{ComponentName, ServiceName};
 
@@ -74,20 +74,8 @@ fn service_fields(service: &ServiceSpec) -> BTreeMap<String, String> {
     fields.set_some("description", description.as_ref());
     fields.set("alert", alert);
     fields.set("deadline", deadline);
-    fields.set(
-        "reconcile",
-        match reconcile {
-            Reconcile::Manual => "manual",
-            Reconcile::Auto => "auto",
-        },
-    );
-    fields.set(
-        "on_failure",
-        match on_failure {
-            OnFailure::KeepOld => "keep-old",
-            OnFailure::Leave => "leave",
-        },
-    );
+    fields.set("reconcile", reconcile);
+    fields.set("on_failure", on_failure);
     fields.0
 }
 

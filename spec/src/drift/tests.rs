@@ -183,3 +183,22 @@ fn a_list_says_nothing_of_fields() {
     assert!(field_drift(&baseline(), &listed).is_empty());
     assert!(field_drift(&BTreeMap::new(), &live(RUNS)).is_empty());
 }
+
+#[test]
+fn a_release_that_looks_closer_finds_no_drift_in_what_runs() {
+    let mut closer = live(RUNS);
+    closer.fields.insert(FORM.to_owned(), "2".to_owned());
+    closer
+        .fields
+        .insert("log".to_owned(), "json-file".to_owned());
+    assert!(field_drift(&baseline(), &closer).is_empty());
+    closer.fields.insert("memory".to_owned(), "1".to_owned());
+    assert_eq!(
+        field_drift(&baseline(), &closer).len(),
+        1,
+        "what both tell still counts"
+    );
+    let mut same = baseline();
+    same.insert(FORM.to_owned(), "2".to_owned());
+    assert_eq!(field_drift(&same, &closer).len(), 2);
+}

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::component::{
-    Attachment, ComponentSpec, FileMount, Health, Kind, Network, OnChange, OnFailure, Port, Probe,
-    Protocol, Pull, Reconcile, Restart, ServiceSpec, Volume, VolumeSource,
+    Attachment, ComponentSpec, Device, FileMount, Health, Kind, Log, Network, OnChange, OnFailure,
+    Port, Probe, Protocol, Pull, Reconcile, Restart, ServiceSpec, Ulimit, Volume, VolumeSource,
 };
 use crate::definition::{
     DEADLINE, FILE_MODE, INTERVAL, PIDS, READY_FOR, RETRIES, START_PERIOD, STOP_TIMEOUT, TIMEOUT,
@@ -38,11 +38,11 @@ pub fn to_toml(spec: &ServiceSpec) -> String {
     if spec.deadline != DEADLINE {
         head.text("deadline", &spec.deadline.to_string());
     }
-    if spec.reconcile == Reconcile::Auto {
-        head.text("reconcile", "auto");
+    if spec.reconcile != Reconcile::Manual {
+        head.text("reconcile", spec.reconcile.as_str());
     }
-    if spec.on_failure == OnFailure::Leave {
-        head.text("on_failure", "leave");
+    if spec.on_failure != OnFailure::KeepOld {
+        head.text("on_failure", spec.on_failure.as_str());
     }
     let mut text = head.written("");
     for (name, component) in &spec.components {
@@ -86,6 +86,12 @@ fn write_component(
         dns,
         files,
         ready_for,
+        devices,
+        ulimits,
+        sysctls,
+        security_opt,
+        privileged,
+        log,
     } = component;
     let mut block = Block::default();
     let mut tables = String::new();
@@ -101,10 +107,8 @@ fn write_component(
         }
     };
     block.text("image", &image.to_string());
-    match pull {
-        Pull::Missing => {}
-        Pull::Always => block.text("pull", "always"),
-        Pull::Never => block.text("pull", "never"),
+    if *pull != Pull::Missing {
+        block.text("pull", pull.as_str());
     }
     write_network(&mut block, service, name, network);
     block.some_text("user", user.as_deref());
@@ -136,10 +140,10 @@ fn write_component(
         files.iter().map(|(target, file)| file_text(target, file)),
     );
     if let Some(entrypoint) = entrypoint {
-        block.texts("entrypoint", entrypoint.iter().cloned());
+        block.argv("entrypoint", entrypoint);
     }
     if let Some(cmd) = cmd {
-        block.texts("cmd", cmd.iter().cloned());
+        block.argv("cmd", cmd);
     }
     block.map("env", env, &mut tables);
     block.map("labels", labels, &mut tables);
@@ -172,6 +176,23 @@ fn write_component(
     }
     if !limits.is_empty() {
         block.set("resources", format!("{{ {} }}", limits.join(", ")));
+    }
+    block.texts(
+        "devices",
+        devices.iter().map(|(at, device)| device_text(at, device)),
+    );
+    let limits: BTreeMap<&String, String> = ulimits
+        .iter()
+        .map(|(name, limit)| (name, ulimit_text(limit)))
+        .collect();
+    block.table("ulimits", limits, &mut tables);
+    block.map("sysctls", sysctls, &mut tables);
+    block.texts("security_opt", security_opt.iter().cloned());
+    if *privileged {
+        block.set("privileged", "true".to_owned());
+    }
+    if let Some(log) = log {
+        block.set("log", log_text(log));
     }
     if let Some(health) = health {
         tables.push_str(&write_health(health));
@@ -294,17 +315,45 @@ fn file_text(target: &str, file: &FileMount) -> String {
     if let Some((uid, gid)) = file.owner {
         text.push_str(&format!(", owner = \"{uid}:{gid}\""));
     }
-    match &file.on_change {
-        OnChange::Recreate => {}
-        OnChange::Restart => text.push_str(", on_change = \"restart\""),
-        OnChange::Signal(signal) => {
-            let signal = quoted(&format!(
-                "signal:{}",
-                signal.strip_prefix("SIG").unwrap_or(signal)
-            ));
-            text.push_str(&format!(", on_change = {signal}"));
-        }
-        OnChange::None => text.push_str(", on_change = \"none\""),
+    if file.on_change != OnChange::Recreate {
+        text.push_str(&format!(
+            ", on_change = {}",
+            quoted(&file.on_change.to_string())
+        ));
+    }
+    text.push_str(" }");
+    text
+}
+
+/// `HOST[:CONTAINER][:PERMISSIONS]`.
+fn device_text(target: &str, device: &Device) -> String {
+    let mut text = device.host.clone();
+    if target != device.host {
+        text.push_str(&format!(":{target}"));
+    }
+    if device.permissions != Device::ALL {
+        text.push_str(&format!(":{}", device.permissions));
+    }
+    text
+}
+
+/// A number where one is enough.
+fn ulimit_text(limit: &Ulimit) -> String {
+    match (limit.soft, limit.hard) {
+        (Some(soft), Some(hard)) if soft == hard => soft.to_string(),
+        _ => quoted(&limit.to_string()),
+    }
+}
+
+fn log_text(log: &Log) -> String {
+    let mut text = format!("{{ driver = {}", quoted(&log.driver));
+    if !log.options.is_empty() {
+        let options: Vec<String> = log
+            .options
+            .iter()
+            .map(|(name, value)| format!("{} = {}", key(name), quoted(value)))
+            .collect();
+        text.push_str(&format!(", options = {{ {} }}", options.join(", ")));
     }
     text.push_str(" }");
     text
@@ -314,7 +363,9 @@ fn write_health(health: &Health) -> String {
     let mut block = Block::default();
     match &health.probe {
         Probe::Cmd(argv) => block.texts("cmd", argv.iter().cloned()),
-        Probe::Http { port, path } => block.text("http", &format!("http://:{port}{path}")),
+        Probe::Http { port, path, tls } => {
+            block.text("http", &Probe::http_url(*port, path, *tls));
+        }
         Probe::Tcp(port) => block.set("tcp", port.to_string()),
     }
     if health.interval != INTERVAL {
@@ -369,15 +420,34 @@ impl Block {
         }
     }
 
+    /// A command line; an empty one is written, since it takes the image's own away.
+    fn argv(&mut self, key: &'static str, words: &[String]) {
+        if words.is_empty() {
+            self.set(key, "[]".to_owned());
+        }
+        self.texts(key, words.iter().cloned());
+    }
+
     /// A table of the operator's own keys: within the line where it fits, else below in `tables`.
     fn map(&mut self, key: &'static str, map: &BTreeMap<String, String>, tables: &mut String) {
-        if map.is_empty() {
+        let values = map.iter().map(|(name, value)| (name, quoted(value)));
+        self.table(key, values, tables);
+    }
+
+    /// The same of values that are TOML already.
+    fn table<'m>(
+        &mut self,
+        key: &'static str,
+        values: impl IntoIterator<Item = (&'m String, String)>,
+        tables: &mut String,
+    ) {
+        let entries: Vec<String> = values
+            .into_iter()
+            .map(|(name, value)| format!("{} = {value}", self::key(name)))
+            .collect();
+        if entries.is_empty() {
             return;
         }
-        let entries: Vec<String> = map
-            .iter()
-            .map(|(name, value)| format!("{} = {}", self::key(name), quoted(value)))
-            .collect();
         let one_line = format!("{{ {} }}", entries.join(", "));
         if one_line.len() + key.len() + 3 <= WIDTH {
             self.set(key, one_line);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::component::{Kind, Protocol, Pull, Resources, Restart, Volume};
+use crate::component::{Device, Kind, Log, Protocol, Pull, Resources, Restart, Volume};
 use crate::duration::Span;
 
 fn spec() -> ComponentSpec {
@@ -42,6 +42,12 @@ fn spec() -> ComponentSpec {
         dns: Vec::new(),
         files: BTreeMap::new(),
         ready_for: Span::from_secs(1),
+        devices: BTreeMap::new(),
+        ulimits: BTreeMap::new(),
+        sysctls: BTreeMap::new(),
+        security_opt: BTreeSet::new(),
+        privileged: false,
+        log: None,
     }
 }
 
@@ -187,5 +193,63 @@ fn port_ranges_read_as_they_are_written() {
         "127.0.0.1:1-99999",
     ] {
         assert!(bad.parse::<PortRange>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn what_reaches_into_the_node_needs_the_owners_word() {
+    let mut policy = Policy::default_for("/srv");
+    let mut spec = spec();
+    let device = |host: &str| Device {
+        host: host.to_owned(),
+        permissions: "rwm".to_owned(),
+    };
+    spec.devices
+        .insert("/dev/fuse".to_owned(), device("/dev/fuse"));
+    spec.devices
+        .insert("/dev/gpu".to_owned(), device("/dev/dri/card0"));
+    spec.security_opt = [
+        "no-new-privileges=false".to_owned(),
+        "seccomp=unconfined".to_owned(),
+    ]
+    .into();
+    spec.privileged = true;
+    spec.log = Some(Log {
+        driver: "syslog".to_owned(),
+        options: BTreeMap::new(),
+    });
+    assert_eq!(
+        messages(&policy, &spec),
+        [
+            "device /dev/fuse outside policy.devices",
+            "device /dev/dri/card0 outside policy.devices",
+            "security option no-new-privileges=false outside policy.security_opt",
+            "security option seccomp=unconfined outside policy.security_opt",
+            "privileged refused by policy.privileged",
+            "log driver syslog outside policy.log_drivers"
+        ]
+    );
+    policy.devices = vec!["/dev/fuse".to_owned(), "/dev/dri".to_owned()];
+    policy.security_opt = spec.security_opt.iter().cloned().collect();
+    policy.privileged = true;
+    policy.log_drivers.push("syslog".to_owned());
+    assert!(messages(&policy, &spec).is_empty());
+    spec.devices
+        .insert("/dev/x".to_owned(), device("/dev/fuse2"));
+    assert_eq!(
+        messages(&policy, &spec).len(),
+        1,
+        "a name that only begins alike"
+    );
+    for driver in DEFAULT_LOG_DRIVERS {
+        spec.log = Some(Log {
+            driver: driver.to_owned(),
+            options: BTreeMap::new(),
+        });
+        assert_eq!(
+            messages(&policy, &spec).len(),
+            1,
+            "{driver} keeps the lines on the node"
+        );
     }
 }

@@ -17,6 +17,7 @@ lanes!(
     every_key_takes_effect,
     networks_and_aliases_take_effect,
     init_runs_as_first_process,
+    privileged_container_is_asked_for,
     entry_point_and_command_replace_the_image_s,
     repository_files_are_mounted_read_only,
 );
@@ -178,6 +179,23 @@ fn limit(pid: u32, controller: &str, files: [&str; 2]) -> String {
         .find_map(|line| line.strip_prefix("0::"))
         .unwrap();
     read(format!("/sys/fs/cgroup{path}/{}", files[1]))
+}
+
+/// Made, not started: the tests' own machine may not have every right to give.
+fn privileged_container_is_asked_for(lane: Lane) {
+    wait(async {
+        let bench = Bench::new(lane);
+        let keys = format!("{PAUSE}\nprivileged = true\nnetwork = \"none\"");
+        let request = bench.request("mighty", component("mighty", &keys)).await;
+        let id = bench.runtime.create(&request).await.unwrap();
+        let live = bench.live(&id).await;
+        assert_eq!(live.fields["privileged"], "true");
+        for kept in ["NET_RAW", "MKNOD"] {
+            assert!(!live.fields["cap_drop"].contains(kept), "{:?}", live.fields);
+        }
+        assert_eq!(live.fields["network"], "none");
+        bench.clear(&["mighty"]).await;
+    });
 }
 
 fn networks_and_aliases_take_effect(lane: Lane) {

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bollard::models::{
-    ContainerCreateBody, EndpointSettings, HealthConfig, HostConfig, Mount, MountType,
-    NetworkConnectRequest, NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, DeviceMapping, EndpointSettings, HealthConfig, HostConfig,
+    HostConfigLogConfig, Mount, MountType, NetworkConnectRequest, NetworkingConfig, PortBinding,
+    ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 use mcp_spec::component::{Attachment, ComponentSpec, Network, VolumeSource};
 
@@ -26,6 +27,7 @@ pub(super) fn docker_create(request: &ContainerRequest) -> DockerCreate {
     let spec = &request.spec;
     let (mode, networking_config, connect) = networks(&spec.network);
     let capabilities = Capabilities::of(spec);
+    let security = Security::of(spec);
     let host_config = HostConfig {
         network_mode: Some(mode),
         port_bindings: (!spec.ports.is_empty()).then(|| port_bindings(spec)),
@@ -51,8 +53,17 @@ pub(super) fn docker_create(request: &ContainerRequest) -> DockerCreate {
         readonly_rootfs: Some(spec.read_only),
         cap_add: Some(capabilities.add),
         cap_drop: Some(capabilities.drop),
-        security_opt: Some(vec!["no-new-privileges".to_owned()]),
-        privileged: Some(false),
+        security_opt: Some(security.engine),
+        masked_paths: security.system_paths.then(Vec::new),
+        readonly_paths: security.system_paths.then(Vec::new),
+        privileged: Some(spec.privileged),
+        devices: (!spec.devices.is_empty()).then(|| devices(spec)),
+        ulimits: (!spec.ulimits.is_empty()).then(|| ulimits(spec)),
+        sysctls: (!spec.sysctls.is_empty()).then(|| spec.sysctls.clone().into_iter().collect()),
+        log_config: spec.log.as_ref().map(|log| HostConfigLogConfig {
+            typ: Some(log.driver.clone()),
+            config: Some(log.options.clone().into_iter().collect()),
+        }),
         extra_hosts: (!spec.extra_hosts.is_empty()).then(|| extra_hosts(spec)),
         dns: (!spec.dns.is_empty()).then(|| spec.dns.iter().map(ToString::to_string).collect()),
         ..HostConfig::default()
@@ -123,7 +134,8 @@ impl Capabilities {
     /// The component's own, and the defaults that it did not ask for.
     pub(super) fn of(spec: &ComponentSpec) -> Self {
         let mut drop = spec.cap_drop.clone();
-        if !drop.contains("ALL") && !spec.cap_add.contains("ALL") {
+        // A privileged container has them all.
+        if !spec.privileged && !drop.contains("ALL") && !spec.cap_add.contains("ALL") {
             drop.extend(
                 NOT_BY_DEFAULT
                     .into_iter()
@@ -136,6 +148,62 @@ impl Capabilities {
             drop: drop.into_iter().collect(),
         }
     }
+}
+
+/// How far the engine's confinement is taken back.
+pub(super) struct Security {
+    /// The options that docker takes, `no-new-privileges` among them unless it was taken back.
+    pub engine: Vec<String>,
+    /// Whether processes gain no privileges.
+    pub no_new_privileges: bool,
+    /// Whether no path of `/proc` and `/sys` is hidden.
+    pub system_paths: bool,
+}
+
+impl Security {
+    /// What a component asks for.
+    pub(super) fn of(spec: &ComponentSpec) -> Self {
+        let mut security = Self {
+            engine: Vec::new(),
+            no_new_privileges: true,
+            system_paths: false,
+        };
+        for option in &spec.security_opt {
+            match option.as_str() {
+                "no-new-privileges=false" => security.no_new_privileges = false,
+                "systempaths=unconfined" => security.system_paths = true,
+                _ => security.engine.push(option.clone()),
+            }
+        }
+        if security.no_new_privileges {
+            security.engine.push("no-new-privileges".to_owned());
+        }
+        security
+    }
+}
+
+fn devices(spec: &ComponentSpec) -> Vec<DeviceMapping> {
+    spec.devices
+        .iter()
+        .map(|(target, device)| DeviceMapping {
+            path_on_host: Some(device.host.clone()),
+            path_in_container: Some(target.clone()),
+            cgroup_permissions: Some(device.permissions.clone()),
+        })
+        .collect()
+}
+
+fn ulimits(spec: &ComponentSpec) -> Vec<ResourcesUlimits> {
+    // Docker writes -1 for no limit.
+    let written = |limit: Option<u64>| limit.map_or(-1, |limit| signed(limit, 1));
+    spec.ulimits
+        .iter()
+        .map(|(name, limit)| ResourcesUlimits {
+            name: Some(name.clone()),
+            soft: Some(written(limit.soft)),
+            hard: Some(written(limit.hard)),
+        })
+        .collect()
 }
 
 fn networks(
@@ -291,6 +359,56 @@ mod tests {
         assert_eq!(host["ExtraHosts"], json!(["db:10.1.2.3"]));
         assert_eq!(host["Dns"], json!(["10.9.9.9"]));
         assert_eq!(host["Privileged"], false);
+        assert_eq!(
+            host["Devices"],
+            json!([{ "PathOnHost": "/dev/fuse", "PathInContainer": "/dev/f", "CgroupPermissions": "rw" }])
+        );
+        assert_eq!(
+            host["Ulimits"],
+            json!([
+                { "Name": "core", "Soft": 0, "Hard": -1 },
+                { "Name": "nofile", "Soft": 100, "Hard": 100 }
+            ])
+        );
+        assert_eq!(host["Sysctls"], json!({ "net.core.somaxconn": "7" }));
+        assert_eq!(
+            host["LogConfig"],
+            json!({ "Type": "json-file", "Config": { "max-size": "10m" } })
+        );
+    }
+
+    #[test]
+    fn confinement_is_taken_back_only_where_asked() {
+        let mut request = every_key();
+        request.spec.security_opt = [
+            "apparmor=mine".to_owned(),
+            "label=level:s0".to_owned(),
+            "no-new-privileges=false".to_owned(),
+            "seccomp=unconfined".to_owned(),
+            "systempaths=unconfined".to_owned(),
+        ]
+        .into();
+        let host = &body(&request)["HostConfig"];
+        assert_eq!(
+            host["SecurityOpt"],
+            json!(["apparmor=mine", "label=level:s0", "seccomp=unconfined"])
+        );
+        assert_eq!(
+            (&host["MaskedPaths"], &host["ReadonlyPaths"]),
+            (&json!([]), &json!([]))
+        );
+        let plain = body(&every_key());
+        assert_eq!(plain["HostConfig"].get("MaskedPaths"), None);
+        request.spec.privileged = true;
+        request.spec.cap_add.clear();
+        request.spec.cap_drop.clear();
+        let host = &body(&request)["HostConfig"];
+        assert_eq!(host["Privileged"], true);
+        assert_eq!(
+            host["CapDrop"],
+            json!([]),
+            "nothing is taken from a privileged one"
+        );
     }
 
     #[test]

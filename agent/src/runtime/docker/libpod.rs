@@ -4,22 +4,23 @@
 //! health command with no timer of podman's behind it. That command is then run by libpod's health
 //! check call, which leaves no process behind; an `exec` over the API keeps two for 300 s.
 
+mod host;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use mcp_spec::component::{ComponentSpec, Network, Probe, VolumeSource};
+use mcp_spec::signal;
 use serde::{Deserialize, Serialize};
 
 use super::super::{ContainerRequest, EngineFacts, RuntimeError};
-use super::compile::{Capabilities, extra_hosts, labels, signed, stop_seconds};
-use super::signal;
+use super::compile::{Capabilities, Security, extra_hosts, labels, signed, stop_seconds};
+pub(super) use host::hard_limit;
+use host::{Device, LogConfiguration, RLimit};
 
 /// A period of the CPU scheduler, in microseconds.
 const CPU_PERIOD: u64 = 100_000;
-
-/// What stands for the node's own address in `extra_hosts`.
-const HOST_GATEWAY: &str = "host-gateway";
 
 /// libpod's create call, with the fields that MCP uses.
 #[derive(Debug, Serialize)]
@@ -60,7 +61,23 @@ pub(super) struct SpecGenerator {
     cap_add: Vec<String>,
     cap_drop: Vec<String>,
     no_new_privileges: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seccomp_profile_path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    apparmor_profile: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    selinux_opts: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unmask: Vec<&'static str>,
     privileged: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    devices: Vec<Device>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    r_limits: Vec<RLimit>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    sysctl: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_configuration: Option<LogConfiguration>,
     healthconfig: HealthConfig,
     #[serde(rename = "sdnotifyMode")]
     sdnotify_mode: &'static str,
@@ -146,15 +163,8 @@ pub(super) fn spec_generator(
     facts: &EngineFacts,
 ) -> Result<SpecGenerator, RuntimeError> {
     let spec = &request.spec;
-    if spec.extra_hosts.values().any(|it| it == HOST_GATEWAY) && !knows_host_gateway(facts) {
-        return Err(RuntimeError::Unsupported {
-            what: format!("`{HOST_GATEWAY}` in extra_hosts"),
-            why: format!(
-                "podman {} would write the word itself; use the name host.containers.internal, which it provides",
-                facts.version
-            ),
-        });
-    }
+    host::refused(spec, facts)?;
+    let security = Security::of(spec);
     let capabilities = Capabilities::of(spec);
     let (netns, networks) = networks(&spec.network);
     Ok(SpecGenerator {
@@ -193,27 +203,32 @@ pub(super) fn spec_generator(
         read_write_tmpfs: false,
         cap_add: capabilities.add,
         cap_drop: capabilities.drop,
-        no_new_privileges: true,
-        privileged: false,
+        no_new_privileges: security.no_new_privileges,
+        seccomp_profile_path: host::option(spec, "seccomp"),
+        apparmor_profile: host::option(spec, "apparmor"),
+        selinux_opts: host::selinux(spec),
+        unmask: if security.system_paths {
+            vec!["ALL"]
+        } else {
+            Vec::new()
+        },
+        privileged: spec.privileged,
+        devices: host::devices(spec),
+        r_limits: host::r_limits(spec),
+        sysctl: spec.sysctls.clone(),
+        log_configuration: host::log(spec)?,
         healthconfig: health(spec),
         sdnotify_mode: "ignore",
     })
 }
 
-/// Podman reads this word from 5.3 on.
-fn knows_host_gateway(facts: &EngineFacts) -> bool {
-    let mut parts = facts
-        .version
-        .split('.')
-        .map(|part| part.parse().unwrap_or(0));
-    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (5, 3)
-}
-
 fn number(name: &str) -> Result<i32, RuntimeError> {
-    signal::number(name).ok_or_else(|| RuntimeError::Unsupported {
-        what: format!("stop_signal = \"{name}\""),
-        why: "Linux has no signal of this name".to_owned(),
-    })
+    signal::number(name)
+        .map(i32::from)
+        .ok_or_else(|| RuntimeError::Unsupported {
+            what: format!("stop_signal = \"{name}\""),
+            why: "Linux has no signal of this name".to_owned(),
+        })
 }
 
 fn networks(network: &Network) -> (&'static str, BTreeMap<String, NetworkOptions>) {
@@ -386,116 +401,4 @@ pub(super) struct LibpodSecurity {
 pub(super) const INFO_LIMIT: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::super::super::EngineName;
-    use super::super::samples::every_key;
-    use super::*;
-
-    fn facts(version: &str, limits: bool) -> EngineFacts {
-        EngineFacts {
-            name: EngineName::Podman,
-            version: version.to_owned(),
-            rootless: !limits,
-            limits,
-            shares_pids: true,
-        }
-    }
-
-    fn body(request: &ContainerRequest) -> Value {
-        serde_json::to_value(spec_generator(request, &facts("4.3.1", true)).unwrap()).unwrap()
-    }
-
-    #[test]
-    fn every_key_is_compiled_for_podman() {
-        let body = body(&every_key());
-        assert_eq!(body["name"], "shop-web");
-        assert_eq!(body["image"], "sha256:ff");
-        assert_eq!(body["entrypoint"], json!(["/bin/web"]));
-        assert_eq!(body["command"], json!(["--port", "8080"]));
-        assert_eq!(body["env"], json!({ "A": "1", "B": "two words" }));
-        assert_eq!(body["user"], "1000:1000");
-        assert_eq!(body["work_dir"], "/srv");
-        assert_eq!(body["hostname"], "hosty");
-        assert_eq!(body["labels"], json!({ "x": "y", "mcp.node": "rift" }));
-        assert_eq!(body["stop_signal"], 2);
-        assert_eq!(body["stop_timeout"], 7);
-        assert_eq!(body["restart_policy"], "no");
-        assert_eq!(body["init"], true);
-        assert_eq!(body["netns"], json!({ "nsmode": "bridge" }));
-        assert_eq!(
-            body["Networks"]["back"]["aliases"],
-            json!(["shop-web", "w"])
-        );
-        assert_eq!(
-            body["Networks"]["shop"]["aliases"],
-            json!(["shop-web", "web"])
-        );
-        assert_eq!(body["portmappings"][1]["host_port"], 18081);
-        assert_eq!(body["dns_server"], json!(["10.9.9.9"]));
-        assert_eq!(body["hostadd"], json!(["db:10.1.2.3"]));
-        assert_eq!(
-            body["mounts"],
-            json!([
-                { "destination": "/data", "type": "bind", "source": "/srv/shop", "options": ["rbind", "rprivate", "ro"] },
-                { "destination": "/etc/web.toml", "type": "bind", "source": "/var/lib/mcp/web.toml", "options": ["rbind", "rprivate", "ro"] },
-                { "destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["exec", "size=1m", "nosuid", "nodev", "notmpcopyup"] }
-            ])
-        );
-        assert_eq!(
-            body["volumes"],
-            json!([{ "Name": "shop_cache", "Dest": "/cache", "Options": ["rw"] }])
-        );
-        assert_eq!(
-            body["resource_limits"],
-            json!({
-                "memory": { "limit": 64 << 20, "swap": 128 << 20 },
-                "cpu": { "quota": 50_000, "period": 100_000 },
-                "pids": { "limit": 99 }
-            })
-        );
-        assert_eq!(body["read_only_filesystem"], true);
-        assert_eq!(body["cap_add"], json!(["NET_RAW"]));
-        assert_eq!(body["cap_drop"], json!(["CHOWN", "MKNOD"]));
-        assert_eq!(body["no_new_privileges"], true);
-        assert_eq!(
-            body["healthconfig"],
-            json!({ "Test": ["CMD", "/bin/web", "check"], "Interval": 0, "Timeout": 2_000_000_000, "Retries": 1 })
-        );
-    }
-
-    #[test]
-    fn image_check_is_switched_off() {
-        let mut request = every_key();
-        request.spec.health = None;
-        assert_eq!(body(&request)["healthconfig"]["Test"], json!(["NONE"]));
-    }
-
-    #[test]
-    fn engine_without_limits_is_asked_for_none() {
-        let body = spec_generator(&every_key(), &facts("4.3.1", false)).unwrap();
-        let body = serde_json::to_value(body).unwrap();
-        assert_eq!(body.get("resource_limits"), None);
-    }
-
-    #[test]
-    fn what_podman_cannot_do_is_refused_by_name() {
-        let mut request = every_key();
-        request.spec.stop_signal = Some("SIGNOPE".to_owned());
-        assert!(matches!(
-            spec_generator(&request, &facts("4.3.1", true)),
-            Err(RuntimeError::Unsupported { what, .. }) if what.contains("SIGNOPE")
-        ));
-        let mut request = every_key();
-        request
-            .spec
-            .extra_hosts
-            .insert("gw".to_owned(), HOST_GATEWAY.to_owned());
-        assert!(matches!(
-            spec_generator(&request, &facts("4.3.1", true)),
-            Err(RuntimeError::Unsupported { what, .. }) if what.contains(HOST_GATEWAY)
-        ));
-        assert!(spec_generator(&request, &facts("5.4.0", true)).is_ok());
-    }
-}
+mod tests;

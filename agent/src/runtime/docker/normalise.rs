@@ -9,16 +9,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use jiff::Timestamp;
+use mcp_spec::drift::FORM;
 use mcp_spec::observed::{ContainerId, ContainerState, ImageId, LiveContainer};
+use mcp_spec::signal;
 use serde_json::Value;
-
-use super::signal;
 
 /// The first characters of a container's id that engines use for host name and alias.
 const SHORT_ID: usize = 12;
 
 /// Variables that podman adds by itself, one of them only at the start.
 const ENGINE_ENV: [&str; 2] = ["HOME", "HOSTNAME"];
+
+/// The form of the fields: it changes when a field comes or goes or is spelt otherwise.
+const THIS_FORM: &str = "2";
 
 /// The prefix of the agent's own labels.
 const AGENT_LABELS: &str = "mcp.";
@@ -124,6 +127,7 @@ fn fields(id: &str, answer: &Value) -> BTreeMap<String, String> {
         fields.insert(name.to_owned(), value);
     };
 
+    put(FORM, THIS_FORM.to_owned());
     put("image", image_id(text(answer, "Image")).to_string());
     put("entrypoint", list(config.get("Entrypoint")));
     put("cmd", list(config.get("Cmd")));
@@ -148,6 +152,10 @@ fn fields(id: &str, answer: &Value) -> BTreeMap<String, String> {
     put("dns", sorted(strings(host.get("Dns")), ","));
     put("extra_hosts", sorted(strings(host.get("ExtraHosts")), ","));
     put("health", list(config.pointer("/Healthcheck/Test")));
+    put(
+        "log",
+        text(host.get("LogConfig").unwrap_or(&none), "Type").to_owned(),
+    );
     let hostname = text(config, "Hostname");
     if !id.starts_with(hostname) {
         put("hostname", hostname.to_owned());
@@ -164,6 +172,15 @@ fn fields(id: &str, answer: &Value) -> BTreeMap<String, String> {
             fields.insert(format!("label.{name}"), value);
         }
     }
+    for (name, value) in string_map(host.pointer("/LogConfig/Config")) {
+        fields.insert(format!("log.{name}"), value);
+    }
+    // Podman tells nothing of these: unknown, and so the same each time.
+    for (name, value) in string_map(host.get("Sysctls")) {
+        fields.insert(format!("sysctl.{name}"), value);
+    }
+    ulimits(host, &mut fields);
+    devices(host, &mut fields);
     for (target, options) in string_map(host.get("Tmpfs")) {
         let options: Vec<&str> = options.split(',').filter(|part| !part.is_empty()).collect();
         fields.insert(format!("tmpfs.{target}"), sorted(options, ","));
@@ -173,13 +190,41 @@ fn fields(id: &str, answer: &Value) -> BTreeMap<String, String> {
     fields
 }
 
-fn mounts(answer: &Value, fields: &mut BTreeMap<String, String>) {
-    let none = Vec::new();
-    let mounts = answer
-        .get("Mounts")
+fn ulimits(host: &Value, fields: &mut BTreeMap<String, String>) {
+    for limit in entries(host, "Ulimits") {
+        let name = text(limit, "Name").to_ascii_lowercase();
+        let name = name.strip_prefix("rlimit_").unwrap_or(&name);
+        fields.insert(
+            format!("ulimit.{name}"),
+            format!("{}:{}", number(limit, "Soft"), number(limit, "Hard")),
+        );
+    }
+}
+
+fn devices(host: &Value, fields: &mut BTreeMap<String, String>) {
+    for device in entries(host, "Devices") {
+        fields.insert(
+            format!("device.{}", text(device, "PathInContainer")),
+            format!(
+                "{}:{}",
+                text(device, "PathOnHost"),
+                text(device, "CgroupPermissions")
+            ),
+        );
+    }
+}
+
+/// The items of a list; none where there is none.
+fn entries<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value
+        .get(key)
         .and_then(Value::as_array)
-        .unwrap_or(&none);
-    for mount in mounts {
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+}
+
+fn mounts(answer: &Value, fields: &mut BTreeMap<String, String>) {
+    for mount in entries(answer, "Mounts") {
         let kind = text(mount, "Type");
         let source = match kind {
             "volume" => text(mount, "Name"),
@@ -263,7 +308,7 @@ fn addresses(answer: &Value) -> BTreeMap<String, IpAddr> {
 fn stop_signal(config: &Value) -> String {
     match text(config, "StopSignal") {
         "" => "SIGTERM".to_owned(),
-        told => signal::canonical(told),
+        told => signal::canonical(told).unwrap_or_else(|| told.to_owned()),
     }
 }
 
@@ -282,7 +327,13 @@ fn security(host: &Value) -> String {
             "no-new-privileges:true" | "no-new-privileges=true" => "no-new-privileges",
             other => other,
         });
-    sorted(options.collect(), ",")
+    // Docker tells the hidden paths; an empty list of them is an option of its own.
+    let bare = host
+        .get("MaskedPaths")
+        .and_then(Value::as_array)
+        .is_some_and(Vec::is_empty);
+    let bare = bare.then_some("systempaths=unconfined");
+    sorted(options.chain(bare).collect(), ",")
 }
 
 /// Billionths of a CPU, also where only quota and period are told.

@@ -34,6 +34,10 @@ stop_signal = "SIGINT"
 stop_timeout = "7s"
 extra_hosts = { db = "10.1.2.3" }
 dns = ["10.9.9.9"]
+devices = ["/dev/fuse:/dev/f:rw"]
+ulimits = { nofile = 100, core = "0:unlimited" }
+sysctls = { "net.core.somaxconn" = 7 }
+log = { driver = "json-file", options = { max-size = "10m" } }
 [components.health]
 cmd = ["/bin/web", "check"]
 timeout = "2s"

@@ -109,11 +109,18 @@ impl EngineSocket {
     /// Whether the process that listens has a process id in the agent's PID namespace: then the
     /// processes of its containers have one too. `false` where this cannot be told.
     pub(super) async fn shares_pids(&self) -> bool {
+        self.peer_pid().await.is_some()
+    }
+
+    /// The process that listens, where the agent's PID namespace has it: the engine, or a service manager
+    /// that listens for it.
+    pub(super) async fn peer_pid(&self) -> Option<u32> {
         let Ok(EngineStream::Unix(stream)) = self.clone().connect().await else {
-            return false;
+            return None;
         };
         // The kernel writes 0 for a process that the asking namespace does not see.
-        matches!(stream.inner().peer_cred(), Ok(peer) if peer.pid().is_some_and(|pid| pid > 0))
+        let pid = stream.inner().peer_cred().ok()?.pid()?;
+        u32::try_from(pid).ok().filter(|pid| *pid > 0)
     }
 }
 
