@@ -49,6 +49,12 @@ enum Command {
     /// is taken over only where its spec recomputes from a verified revision. History, events, holds and
     /// quarantined specs of the old registry are gone; it is kept beside the new one.
     Rebuild(ConfigArgs),
+    /// Run by the agent itself, to stage a file under an engine without root.
+    #[command(hide = true)]
+    Stage {
+        /// A process in the engine's user namespace.
+        pid: u32,
+    },
     /// Print the release.
     Version,
 }
@@ -183,6 +189,7 @@ fn main() -> ExitCode {
         Command::Token(TokenCommand::Issue(args)) => issue(&args),
         Command::Check(args) => check_all(&args.config),
         Command::Rebuild(args) => rebuild_registry(&args.config),
+        Command::Stage { pid } => return stage(pid),
         Command::Version => {
             out(&format!("mcp-agent {}\n", env!("CARGO_PKG_VERSION")));
             Ok(ExitCode::SUCCESS)
@@ -207,6 +214,23 @@ fn out(text: &str) {
 /// Writes to standard error.
 fn err(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Before any thread is started: only then can a user namespace be entered.
+fn stage(pid: u32) -> ExitCode {
+    match mcp_agent::deploy::stage::inside::run(pid, io::stdin().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(error) = cause {
+                text.push_str(&format!(": {error}"));
+                cause = error.source();
+            }
+            err(&text);
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn initialise(args: InitArgs) -> Result<ExitCode, Failure> {

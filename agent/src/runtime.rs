@@ -26,6 +26,11 @@ pub trait Runtime: std::fmt::Debug + Send + Sync + 'static {
     /// The engine's name, version and capabilities; one cheap call.
     async fn facts(&self) -> Result<EngineFacts, RuntimeError>;
 
+    /// How the engine numbers the users of its containers.
+    async fn user_namespace(&self) -> UserNamespace {
+        UserNamespace::Shared
+    }
+
     /// All containers, running or not, managed or not, without their configuration: `fields`,
     /// `addresses`, `started_at` and the process id are not filled in.
     async fn list(&self) -> Result<Vec<LiveContainer>, RuntimeError>;
@@ -170,6 +175,23 @@ pub struct EngineFacts {
     pub limits: bool,
     /// Whether the agent shares its PID namespace, so that a pidfd can be taken.
     pub shares_pids: bool,
+}
+
+/// How an engine numbers the users of its containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UserNamespace {
+    /// As the agent does.
+    Shared,
+    /// In a user namespace of its own, as engines without root have one.
+    Own {
+        /// A process that is in it.
+        pid: u32,
+    },
+    /// In one that cannot be found.
+    Unknown {
+        /// Why.
+        why: String,
+    },
 }
 
 /// A local image.

@@ -355,7 +355,7 @@ async fn restore_files(
 ) -> Result<(), PartFailure> {
     for (target, _) in &action.files {
         let (staging, key, target) = (
-            execution.context.staging.clone(),
+            execution.context.staging_for_engine().await,
             key.clone(),
             target.clone(),
         );

@@ -84,6 +84,11 @@ impl Context {
         self.engine.load_full()
     }
 
+    /// Staging with the engine's idea of users, for what may be given to one of them.
+    pub(super) async fn staging_for_engine(&self) -> Staging {
+        self.staging.among(self.runtime.user_namespace().await)
+    }
+
     /// Looks for a container that may be about to appear, until it does or the time is up.
     pub(super) async fn appearing(
         &self,

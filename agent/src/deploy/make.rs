@@ -122,7 +122,7 @@ async fn stage(
     for (target, file) in &after.spec.files {
         let bytes = execution.file_bytes(after.revision, &file.from).await?;
         let (staging, key, target, file) = (
-            execution.context.staging.clone(),
+            execution.context.staging_for_engine().await,
             key.clone(),
             target.clone(),
             file.clone(),

@@ -6,7 +6,12 @@
 //! written in place, since the running container holds the file itself. The bytes that stood there
 //! are kept beside it until the deployment ends, for compensation.
 //!
+//! An owner is one of the container's. Under an engine without root those ids are another namespace's, and what
+//! is to be owned is written from within it ([`inside`]).
+//!
 //! Every path below `DATA/files` is made of checked names and digests: none comes from a definition.
+
+pub mod inside;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,10 +24,14 @@ use mcp_spec::image::Digest;
 use mcp_spec::name::ComponentKey;
 use thiserror::Error;
 
+use self::inside::Work;
+use crate::runtime::UserNamespace;
+
 /// Where staged files lie.
 #[derive(Debug, Clone)]
 pub struct Staging {
     root: PathBuf,
+    users: UserNamespace,
 }
 
 /// Why a file could not be staged.
@@ -49,6 +58,14 @@ pub enum StageError {
         /// Wanted group id.
         gid: u32,
     },
+    /// The owner cannot be given under an engine without root.
+    #[error("cannot give {from} to its owner: {why}")]
+    Inside {
+        /// Path in the repository.
+        from: String,
+        /// What is missing.
+        why: String,
+    },
     /// The revision's bytes are not those that the spec names.
     #[error("{from} is not the file that the spec was made of: {found} instead of {wanted}")]
     Digest {
@@ -67,6 +84,16 @@ impl Staging {
     pub fn new(data_dir: &Path) -> Self {
         Self {
             root: data_dir.join("files"),
+            users: UserNamespace::Shared,
+        }
+    }
+
+    /// The same, for containers whose users are numbered so.
+    #[must_use]
+    pub fn among(&self, users: UserNamespace) -> Self {
+        Self {
+            root: self.root.clone(),
+            users,
         }
     }
 
@@ -111,6 +138,14 @@ impl Staging {
     ) -> Result<(), StageError> {
         let path = self.path(key, generation, target);
         check(file, bytes)?;
+        if file.owner.is_some() && self.users != UserNamespace::Shared {
+            let work = Work::Write { file: file.clone() };
+            return inside::send(
+                &self.users,
+                self.errand(key, generation, target, work),
+                bytes,
+            );
+        }
         let write = || -> io::Result<()> {
             let dir = self.generation_dir(key, generation);
             fs::create_dir_all(&dir)?;
@@ -142,6 +177,17 @@ impl Staging {
     ) -> Result<(), StageError> {
         let path = self.path(key, generation, target);
         check(file, bytes)?;
+        if file.owner.is_some() && self.users != UserNamespace::Shared {
+            let work = Work::Exchange {
+                file: file.clone(),
+                in_place,
+            };
+            return inside::send(
+                &self.users,
+                self.errand(key, generation, target, work),
+                bytes,
+            );
+        }
         let exchange = || -> io::Result<()> {
             let kept = kept(&path);
             if !kept.exists() {
@@ -178,6 +224,10 @@ impl Staging {
     ) -> Result<(), StageError> {
         let path = self.path(key, generation, target);
         let kept = kept(&path);
+        if self.users != UserNamespace::Shared && is_others(&kept) {
+            let work = Work::Restore { in_place };
+            return inside::send(&self.users, self.errand(key, generation, target, work), &[]);
+        }
         let restore = || -> io::Result<()> {
             let old = match fs::read(&kept) {
                 Ok(old) => old,
@@ -199,6 +249,22 @@ impl Staging {
             path,
             source,
         })
+    }
+
+    fn errand(
+        &self,
+        key: &ComponentKey,
+        generation: u64,
+        target: &str,
+        work: Work,
+    ) -> inside::Errand {
+        inside::Errand {
+            root: self.root.clone(),
+            key: key.clone(),
+            generation,
+            target: target.to_owned(),
+            work,
+        }
     }
 
     /// Forgets the kept bytes of a generation: its deployment has ended well. Blocking.
@@ -247,6 +313,11 @@ impl Staging {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a file is there and belongs to another user.
+fn is_others(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|it| it.uid() != rustix::process::geteuid().as_raw())
 }
 
 fn kept(path: &Path) -> PathBuf {

@@ -154,7 +154,7 @@ pub(super) async fn exchange_files(
         };
         let bytes = execution.file_bytes(after.revision, &file.from).await?;
         let (staging, key, target, file) = (
-            execution.context.staging.clone(),
+            execution.context.staging_for_engine().await,
             key.clone(),
             target.clone(),
             file.clone(),

@@ -15,6 +15,7 @@ mod http;
 mod images;
 mod libpod;
 mod logs;
+mod namespace;
 mod normalise;
 #[cfg(test)]
 mod samples;
@@ -38,7 +39,7 @@ use self::session::Sessions;
 pub use self::socket::{EngineSocket, SocketError};
 use super::{
     ContainerRequest, EngineEvent, EngineFacts, EngineName, ExecOutcome, ImageFacts, KeepTag,
-    LogLine, LogOptions, PullProgress, Runtime, RuntimeError,
+    LogLine, LogOptions, PullProgress, Runtime, RuntimeError, UserNamespace,
 };
 
 /// What a stop may take beyond the grace: the kill, the network, the engine's bookkeeping.
@@ -211,6 +212,10 @@ impl DockerRuntime {
 impl Runtime for DockerRuntime {
     async fn facts(&self) -> Result<EngineFacts, RuntimeError> {
         self.forgetting(self.sessions.facts(&self.http).await)
+    }
+
+    async fn user_namespace(&self) -> UserNamespace {
+        namespace::of(self).await
     }
 
     async fn list(&self) -> Result<Vec<LiveContainer>, RuntimeError> {

@@ -389,6 +389,23 @@ pub(super) struct LibpodHost {
     #[serde(default)]
     pub cgroup_controllers: Option<Vec<String>>,
     pub security: LibpodSecurity,
+    #[serde(default)]
+    pub id_mappings: IdMappings,
+}
+
+/// How the ids of containers map to the node's. Nothing where they are the node's.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct IdMappings {
+    #[serde(default)]
+    pub uidmap: Option<Vec<IdRange>>,
+}
+
+/// One line of such a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(super) struct IdRange {
+    pub container_id: u32,
+    pub host_id: u32,
+    pub size: u32,
 }
 
 /// How it runs.
