@@ -95,7 +95,7 @@ const REFUSALS: &[(&str, &str, &str)] = &[
     ("restart = \"on-failure:0\"", "is not a restart policy", "on-failure"),
     ("init = \"true\"", "`init` is a string", "leave out the quotes: `init = true`"),
     ("init = 1", "`init` is an integer", "`init = true` or `init = false`"),
-    ("depends_on = [\"wbe\"]", "the service has no component `wbe`", "its components are"),
+    ("depends_on = [\"wbe\"]", "the service has no component `wbe`", "leave it out"),
     ("depends_on = [\"web\"]", "the component `web` depends on itself", "leave its own name out"),
     ("depends_on = { a = {} }", "`depends_on` is a table", "`depends_on = […]`"),
     ("health = {}", "`health` needs `cmd`", "write one of"),
