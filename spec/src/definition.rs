@@ -9,6 +9,7 @@ mod crosscheck;
 mod error;
 mod health;
 mod host;
+mod incremental;
 mod limits;
 mod networks;
 mod ports;
@@ -25,6 +26,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 pub use error::{DefinitionError, DefinitionErrorKind};
+pub use incremental::{Compiled, ContentId};
 
 pub(crate) use component::{READY_FOR, STOP_TIMEOUT};
 pub(crate) use health::{INTERVAL, RETRIES, START_PERIOD, TIMEOUT};
@@ -39,8 +41,8 @@ use crate::image::Digest;
 use crate::name::{NodeName, ServiceName};
 use error::Errors;
 
-/// Most services of one repository.
-pub const MAX_SERVICES: usize = 1000;
+/// Most services of one repository: twice the largest fleet that is measured.
+pub const MAX_SERVICES: usize = 10_000;
 
 /// One definition as it stands in the repository.
 #[derive(Debug, Clone, Copy)]

@@ -463,5 +463,6 @@ fn deep_nesting_and_long_lines_are_survived() {
     }
 }
 
+mod incremental;
 mod properties;
 mod refusals;
