@@ -57,9 +57,9 @@ impl Desired {
         if let Some(set) = self.kept(commit) {
             return Ok(set);
         }
-        let files = self.revisions.read_definitions(commit)?;
-        let set = files
-            .compile_for_node(&self.node)
+        let set = self
+            .revisions
+            .desired(commit, &self.node)?
             .map(Arc::new)
             .map_err(|errors| DesiredError::Definitions { commit, errors })?;
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

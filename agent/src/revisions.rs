@@ -15,13 +15,14 @@
 //! registry comes last and is the caller's: [`RevisionStore::accepted_since`] tells what it missed.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use jiff::Timestamp;
 use mcp_spec::revision::CommitId;
 use mcp_spec::signature::{DeniedKeys, OwnerKeys};
 
 mod accepted;
+mod compiled;
 mod consolidate;
 mod door;
 mod durable;
@@ -49,6 +50,8 @@ pub use source::FetchError;
 pub use tree_files::{DraftError, MAX_DRAFT_BYTES, MAX_DRAFT_FILES, TreeFiles};
 
 use accepted::{AcceptedLog, Record};
+use compiled::CompiledDefinitions;
+use trees::Shapes;
 
 /// What the agent trusts, out of band.
 #[derive(Debug, Clone)]
@@ -138,6 +141,10 @@ pub struct RevisionStore {
     data_dir: PathBuf,
     trust: RwLock<TrustRoots>,
     state: RwLock<State>,
+    /// What was compiled last: the definitions of the head, mostly.
+    compiled: Mutex<CompiledDefinitions>,
+    /// The names of its folders.
+    shapes: Arc<Shapes>,
     /// Held during a receipt.
     door: Mutex<()>,
     #[cfg(test)]

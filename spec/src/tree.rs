@@ -4,7 +4,7 @@
 //! repository, submodules, `A` beside `a`, names with escape sequences. Here a tree has regular
 //! files and directories with printable, distinct names, and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fmt;
 
 use thiserror::Error;
@@ -120,7 +120,7 @@ impl fmt::Display for TreeFault {
 /// [`TreeError`] with the first entry that breaks one.
 pub fn parse_tree(raw: &[u8]) -> Result<Vec<TreeEntry>, TreeError> {
     let mut entries: Vec<TreeEntry> = Vec::new();
-    let mut folded: BTreeMap<String, String> = BTreeMap::new();
+    let mut folded: HashMap<String, usize> = HashMap::new();
     let mut rest = raw;
     while !rest.is_empty() {
         let garbled = || TreeError {
@@ -159,16 +159,17 @@ pub fn parse_tree(raw: &[u8]) -> Result<Vec<TreeEntry>, TreeError> {
             if last.name == name {
                 return Err(fault(TreeFault::Duplicate));
             }
-            if order_key(last.mode, &last.name) >= order_key(mode, name) {
+            if order_key(last.mode, &last.name).ge(order_key(mode, name)) {
                 return Err(fault(TreeFault::Unsorted));
             }
         }
-        if let Some(other) = folded.insert(fold(name), name.to_owned()) {
+        if let Some(other) = folded.insert(fold(name), entries.len()) {
             // A file `a` and a directory `a` need not stand side by side, so this catches them too.
+            let other = &entries[other].name;
             let alike = if other == name {
                 TreeFault::Duplicate
             } else {
-                TreeFault::Alike(other)
+                TreeFault::Alike(other.clone())
             };
             return Err(fault(alike));
         }
@@ -182,13 +183,33 @@ pub fn parse_tree(raw: &[u8]) -> Result<Vec<TreeEntry>, TreeError> {
     Ok(entries)
 }
 
-/// Git sorts a directory as though its name ended with a slash.
-fn order_key(mode: EntryMode, name: &str) -> Vec<u8> {
-    let mut key = name.as_bytes().to_vec();
-    if mode == EntryMode::Directory {
-        key.push(b'/');
+/// The ids of a raw tree object whose names and modes are, one for one, those of entries that keep the
+/// rules; `None` where any is another. Most commits change contents alone, and names need no second look.
+#[must_use]
+pub fn parse_like(raw: &[u8], entries: &[TreeEntry]) -> Option<Vec<[u8; 20]>> {
+    let mut ids = Vec::with_capacity(entries.len());
+    let mut rest = raw;
+    for entry in entries {
+        let mode = match entry.mode {
+            EntryMode::File => "100644 ",
+            EntryMode::Executable => "100755 ",
+            EntryMode::Directory => "40000 ",
+        };
+        rest = rest
+            .strip_prefix(mode.as_bytes())?
+            .strip_prefix(entry.name.as_bytes())?
+            .strip_prefix(&[0])?;
+        let (id, after) = rest.split_first_chunk::<20>()?;
+        ids.push(*id);
+        rest = after;
     }
-    key
+    rest.is_empty().then_some(ids)
+}
+
+/// Git sorts a directory as though its name ended with a slash.
+fn order_key(mode: EntryMode, name: &str) -> impl Iterator<Item = u8> + '_ {
+    let slash = (mode == EntryMode::Directory).then_some(b'/');
+    name.bytes().chain(slash)
 }
 
 /// Checks one name and gives it as text.
@@ -219,7 +240,8 @@ pub fn check_name(bytes: &[u8]) -> Result<&str, TreeFault> {
     if name.starts_with('-') {
         return Err(TreeFault::LeadingDash);
     }
-    if name != ".mcp" && fold(name).trim_end_matches([' ', '.']) == ".mcp" {
+    let may_be_dot_mcp = !name.is_ascii() || name.starts_with('.');
+    if may_be_dot_mcp && name != ".mcp" && fold(name).trim_end_matches([' ', '.']) == ".mcp" {
         return Err(TreeFault::DotMcp);
     }
     Ok(name)
@@ -228,6 +250,11 @@ pub fn check_name(bytes: &[u8]) -> Result<&str, TreeFault> {
 /// Whether some file system would take the name for `.git`: in another case, with characters that
 /// HFS+ ignores, with the dots, spaces and streams that NTFS ignores, or by NTFS's short name.
 fn is_dot_git(name: &str) -> bool {
+    // Nearly every name: what comes to `.git` or `git~1` starts with a dot, a `g`, or what is ignored.
+    if name.is_ascii() && name.starts_with(|c: char| c.is_ascii_alphanumeric() && !"gG".contains(c))
+    {
+        return false;
+    }
     let visible: String = name.chars().filter(|c| !is_invisible(*c)).collect();
     let folded = fold(&visible);
     let stem = folded.split([':', '\\', '/']).next().unwrap_or_default();
@@ -350,6 +377,30 @@ mod tests {
             if !name.is_empty() {
                 assert!(check_name(name.as_bytes()).is_ok(), "{name}");
             }
+        }
+    }
+
+    #[test]
+    fn tree_of_the_same_names_is_read_as_by_the_rules() {
+        let mut raw = tree(&[("100644", b"a"), ("40000", b"b"), ("100755", b"c")]);
+        let entries = parse_tree(&raw).unwrap();
+        let last = raw.len() - 1;
+        raw[last] = 9;
+        let ids: Vec<_> = parse_tree(&raw).unwrap().iter().map(|e| e.id).collect();
+        assert_eq!(parse_like(&raw, &entries), Some(ids));
+        for other in [
+            tree(&[("100644", b"a"), ("40000", b"b")]),
+            tree(&[("100644", b"a"), ("40000", b"b"), ("100644", b"c")]),
+            tree(&[("100644", b"a"), ("40000", b"b"), ("100755", b"d")]),
+            tree(&[
+                ("100644", b"a"),
+                ("40000", b"b"),
+                ("100755", b"c"),
+                ("100644", b"d"),
+            ]),
+            raw[..last].to_vec(),
+        ] {
+            assert_eq!(parse_like(&other, &entries), None);
         }
     }
 

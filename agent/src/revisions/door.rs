@@ -11,13 +11,14 @@ use mcp_spec::revision::CommitId;
 use tempfile::TempDir;
 
 use super::accepted::Record;
+use super::compiled::CompileError;
 use super::durable;
 use super::error::HighWaterTrouble;
 use super::history::Verification;
 use super::limits::{Clockwork, Limits};
 use super::objects::Objects;
 use super::pack::{self, Indexed};
-use super::query;
+use super::query::ReadError;
 use super::{Accepted, ReceiveError, RevisionStore, VerifiedRevision};
 
 /// The steps of a promotion, in their order.
@@ -166,6 +167,7 @@ impl RevisionStore {
         let trust = self.trust();
         let verification = Verification {
             objects,
+            shapes: &self.shapes,
             accepted: &state.accepted,
             trust: &trust,
             limits,
@@ -194,26 +196,13 @@ impl RevisionStore {
             });
         }
         let revisions = verification.verify(new, &commits)?;
-        let files =
-            query::tree_files(objects, new, limits.tree_paths).map_err(|error| match error {
-                query::ReadError::TooLarge { what, limit } => {
-                    ReceiveError::TooLarge { what, limit }
-                }
-                query::ReadError::Object { source, .. } => {
-                    ReceiveError::object(new, "a file", source)
-                }
-                query::ReadError::Io { source } => ReceiveError::io("read the quarantine")(source),
-                other => ReceiveError::HostileTree {
+        self.compile(objects, new, node, limits.tree_paths)
+            .map_err(|error| match error {
+                CompileError::Definitions(errors) => ReceiveError::BadDefinitions {
                     commit: new,
-                    path: "a tree".to_owned(),
-                    reason: other.to_string(),
+                    errors,
                 },
-            })?;
-        files
-            .compile_for_node(node)
-            .map_err(|errors| ReceiveError::BadDefinitions {
-                commit: new,
-                errors,
+                CompileError::Read(error) => unreadable(new, error),
             })?;
         Ok(revisions)
     }
@@ -297,5 +286,19 @@ impl RevisionStore {
     )]
     const fn step(&self, _: Step) -> Result<(), ReceiveError> {
         Ok(())
+    }
+}
+
+/// Why the tip of a push could not be read.
+fn unreadable(new: CommitId, error: ReadError) -> ReceiveError {
+    match error {
+        ReadError::TooLarge { what, limit } => ReceiveError::TooLarge { what, limit },
+        ReadError::Object { source, .. } => ReceiveError::object(new, "a file", source),
+        ReadError::Io { source } => ReceiveError::io("read the quarantine")(source),
+        other => ReceiveError::HostileTree {
+            commit: new,
+            path: "a tree".to_owned(),
+            reason: other.to_string(),
+        },
     }
 }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use mcp_spec::revision::{CommitHeaderError, CommitId, ParsedCommit};
 use mcp_spec::signature::{
@@ -16,12 +17,13 @@ use super::accepted::{AcceptedLog, Record};
 use super::error::{IntroductionFault, ReceiveError};
 use super::limits::{Clockwork, Limits};
 use super::objects::{Id, Kind, ObjectError, Objects};
-use super::trees::{TreeWalkError, Trees};
+use super::trees::{Shapes, TreeWalkError, Trees};
 use super::{TrustRoots, VerifiedRevision};
 
 /// What a verification is made against.
 pub(super) struct Verification<'a> {
     pub(super) objects: &'a Objects,
+    pub(super) shapes: &'a Arc<Shapes>,
     pub(super) accepted: &'a AcceptedLog,
     pub(super) trust: &'a TrustRoots,
     pub(super) limits: &'a Limits,
@@ -132,7 +134,7 @@ impl Verification<'_> {
         tip: CommitId,
         new: &NewCommits,
     ) -> Result<Vec<VerifiedRevision>, ReceiveError> {
-        let trees = Trees::new(self.objects);
+        let trees = Trees::with_shapes(self.objects, Arc::clone(self.shapes));
         let context = Context {
             verification: self,
             trees: &trees,
@@ -164,6 +166,7 @@ impl Verification<'_> {
                         parent: *parent,
                     });
                 }
+                context.adopt_accepted(commit);
                 context.verify_commit(commit)?
             };
             known.insert(commit.id);
@@ -288,6 +291,22 @@ impl Context<'_> {
             }
         };
         Ok(revision(commit, &parsed, principal, &key, true))
+    }
+
+    /// What accepted parents hold passed the door before, and is not looked up again.
+    fn adopt_accepted(&self, commit: &Sketch) {
+        for parent in &commit.parents {
+            if !self.verification.accepted.contains(*parent) {
+                continue;
+            }
+            let adopted = self
+                .tree_of(*parent)
+                .map(|tree| self.trees.adopt(&tree).map_err(|error| error.at(*parent)));
+            if let Err(error) | Ok(Err(error)) = adopted {
+                // Whatever is wrong with it is met again where it matters, and told there.
+                tracing::debug!(%error, "an accepted tree cannot be walked");
+            }
+        }
     }
 
     fn verify_commit(&self, commit: &Sketch) -> Result<VerifiedRevision, ReceiveError> {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use mcp_spec::revision::CommitId;
 use mcp_spec::revision::commit::MAX_COMMIT_BYTES;
@@ -101,6 +101,8 @@ impl RevisionStore {
             data_dir: data_dir.to_owned(),
             trust: RwLock::new(trust),
             state: RwLock::default(),
+            compiled: Mutex::default(),
+            shapes: Arc::default(),
             door: Mutex::default(),
             #[cfg(test)]
             crash_before: Mutex::default(),
@@ -231,6 +233,7 @@ impl RevisionStore {
         let trust = self.trust();
         let verification = Verification {
             objects: &objects,
+            shapes: &self.shapes,
             accepted: &state.accepted,
             trust: &trust,
             limits: &limits,

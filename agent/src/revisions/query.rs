@@ -17,8 +17,8 @@ use super::tree_files::{DraftError, TreeFiles, is_definition};
 use super::trees::{self, TreeWalkError, Trees};
 use super::{ReceiveError, RevisionStore, VerifiedRevision};
 
-/// Most bytes of all definitions of a revision together: sixteen kilobytes for each of a thousand.
-const MAX_DEFINITIONS_BYTES: u64 = 16 * 1024 * 1024;
+/// Most bytes of all definitions of a revision together: three kilobytes for each of ten thousand.
+pub(super) const MAX_DEFINITIONS_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Fewest hexadecimal digits that name a commit.
 const MIN_PREFIX_CHARS: usize = 4;
@@ -332,6 +332,7 @@ impl RevisionStore {
         let nothing = AcceptedLog::default();
         let verification = Verification {
             objects: &objects,
+            shapes: &self.shapes,
             accepted: &nothing,
             trust: &trust,
             limits: &limits,
@@ -377,7 +378,7 @@ impl RevisionStore {
         Ok(Some(head))
     }
 
-    fn must_be_accepted(&self, commit: CommitId) -> Result<(), ReadError> {
+    pub(super) fn must_be_accepted(&self, commit: CommitId) -> Result<(), ReadError> {
         if self.is_accepted(commit) {
             Ok(())
         } else {
@@ -406,17 +407,14 @@ pub(super) fn tree_files(
         let found = trees
             .files(&root, directory, limit)
             .map_err(|error| walk_error(commit, error))?;
-        for (path, entry) in found {
+        for (path, id) in found {
             let bytes = objects
-                .read_kind(&entry.id, Kind::Blob)
+                .read_kind(&id, Kind::Blob)
                 .map_err(|source| ReadError::Object { commit, source })?;
             if is_definition(&path) {
                 left = left
                     .checked_sub(bytes.len() as u64)
-                    .ok_or(ReadError::TooLarge {
-                        what: "the definitions' bytes",
-                        limit: MAX_DEFINITIONS_BYTES,
-                    })?;
+                    .ok_or_else(too_many_bytes)?;
                 files.insert_definition(path, bytes);
             } else {
                 files.insert_digest(path, Digest::of(&bytes));
@@ -424,6 +422,13 @@ pub(super) fn tree_files(
         }
     }
     Ok(files)
+}
+
+pub(super) fn too_many_bytes() -> ReadError {
+    ReadError::TooLarge {
+        what: "the definitions' bytes",
+        limit: MAX_DEFINITIONS_BYTES,
+    }
 }
 
 /// `~N` and `^`, added up.
@@ -499,7 +504,7 @@ fn parsed(objects: &Objects, commit: CommitId) -> Result<ParsedCommit, ReadError
     })
 }
 
-fn root_tree(objects: &Objects, commit: CommitId) -> Result<Id, ReadError> {
+pub(super) fn root_tree(objects: &Objects, commit: CommitId) -> Result<Id, ReadError> {
     Ok(parsed(objects, commit)?.tree)
 }
 
@@ -512,7 +517,7 @@ fn described(objects: &Objects, record: Record) -> Result<VerifiedRevision, Read
     ))
 }
 
-fn walk_error(commit: CommitId, error: TreeWalkError) -> ReadError {
+pub(super) fn walk_error(commit: CommitId, error: TreeWalkError) -> ReadError {
     match error {
         TreeWalkError::Object(source) => ReadError::Object { commit, source },
         TreeWalkError::TooMany { limit } => ReadError::TooLarge {

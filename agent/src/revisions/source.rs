@@ -135,6 +135,7 @@ impl RevisionStore {
         let trust = self.trust();
         let verification = |objects| Verification {
             objects,
+            shapes: &self.shapes,
             accepted: &state.accepted,
             trust: &trust,
             limits,

@@ -1,33 +1,108 @@
 //! Walking trees: the rules on all of them, what two of them differ in, and listing one.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gix::objs::TreeRefIter;
 use mcp_spec::revision::CommitId;
-use mcp_spec::tree::{EntryMode, TreeEntry, parse_tree};
+use mcp_spec::tree::{EntryMode, TreeEntry, parse_like, parse_tree};
 
 use super::error::ReceiveError;
 use super::limits::{Clockwork, Limits};
 use super::objects::{Id, Kind, ObjectError, Objects};
 
-/// How many parsed trees are kept at hand: a large repository has about as many in one revision.
-const CACHED_TREES: usize = 4096;
+/// Entries of parsed trees that are kept at hand: twenty times those of a large revision, in some
+/// megabytes.
+const CACHED_ENTRIES: usize = 200_000;
+
+/// Folders whose last tree is kept at hand.
+const CACHED_PATHS: usize = 10_000;
 
 /// What is known of a tree that was walked: enough to judge what holds it without another walk.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Extent {
     height: u32,
     paths: u64,
     longest: usize,
 }
 
+impl Extent {
+    fn add_file(&mut self, entry: &TreeEntry) {
+        self.paths = self.paths.saturating_add(1);
+        self.longest = self.longest.max(entry.name.len());
+    }
+
+    fn add_directory(&mut self, entry: &TreeEntry, sub: Extent) {
+        self.height = self.height.max(sub.height + 1);
+        self.paths = self.paths.saturating_add(sub.paths);
+        self.longest = self.longest.max(entry.name.len() + 1 + sub.longest);
+    }
+}
+
+/// A parsed tree. Most commits change contents alone, so trees share their names and modes.
+#[derive(Clone)]
+struct Listing {
+    /// Names and modes; the ids in it are those of the first tree of this shape.
+    shape: Arc<Vec<TreeEntry>>,
+    ids: Rc<Vec<Id>>,
+}
+
+impl Listing {
+    fn iter(&self) -> impl Iterator<Item = (&TreeEntry, &Id)> {
+        self.shape.iter().zip(self.ids.iter())
+    }
+
+    fn has_shape_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shape, &other.shape)
+    }
+
+    /// What differs from another tree of the same shape.
+    fn differing<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = (&'a TreeEntry, &'a Id, &'a Id)> {
+        self.iter()
+            .zip(other.ids.iter())
+            .filter(|((_, id), other)| id != other)
+            .map(|((entry, id), other)| (entry, id, other))
+    }
+}
+
+/// The names of trees that kept the rules, by path: what a walk can hand on to the next.
+#[derive(Debug, Default)]
+pub(super) struct Shapes(Mutex<HashMap<String, Arc<Vec<TreeEntry>>>>);
+
+impl Shapes {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Vec<TreeEntry>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, path: &str) -> Option<Arc<Vec<TreeEntry>>> {
+        self.lock().get(path).cloned()
+    }
+
+    fn keep(&self, path: &str, shape: &Arc<Vec<TreeEntry>>) {
+        let mut shapes = self.lock();
+        let held: usize = shapes.values().map(|shape| shape.len() + 1).sum();
+        if held + shape.len() > CACHED_ENTRIES {
+            shapes.clear();
+        }
+        shapes.insert(path.to_owned(), Arc::clone(shape));
+    }
+}
+
 /// A walk over the trees of one repository, remembering what it has seen.
 pub(super) struct Trees<'a> {
     objects: &'a Objects,
-    parsed: RefCell<HashMap<Id, Rc<Vec<TreeEntry>>>>,
+    shapes: Arc<Shapes>,
+    parsed: RefCell<HashMap<Id, Listing>>,
+    /// Entries of the parsed trees.
+    held: Cell<usize>,
     extents: RefCell<HashMap<Id, Extent>>,
+    /// The tree of each path whose extent was told last.
+    last: RefCell<HashMap<String, (Listing, Extent)>>,
     blobs: RefCell<HashSet<Id>>,
     present: RefCell<HashSet<Id>>,
 }
@@ -62,31 +137,115 @@ impl TreeWalkError {
 
 impl<'a> Trees<'a> {
     pub(super) fn new(objects: &'a Objects) -> Self {
+        Self::with_shapes(objects, Arc::default())
+    }
+
+    /// A walk that starts with the names that earlier ones have seen.
+    pub(super) fn with_shapes(objects: &'a Objects, shapes: Arc<Shapes>) -> Self {
         Self {
             objects,
+            shapes,
             parsed: RefCell::default(),
+            held: Cell::default(),
             extents: RefCell::default(),
+            last: RefCell::default(),
             blobs: RefCell::default(),
             present: RefCell::default(),
         }
     }
 
     /// The entries of a tree, held against the rules.
-    fn entries(&self, id: &Id, path: &str) -> Result<Rc<Vec<TreeEntry>>, TreeWalkError> {
-        if let Some(entries) = self.parsed.borrow().get(id) {
-            return Ok(Rc::clone(entries));
+    fn entries(&self, id: &Id, path: &str) -> Result<Listing, TreeWalkError> {
+        if let Some(listing) = self.parsed.borrow().get(id) {
+            return Ok(listing.clone());
         }
         let raw = self.objects.read_kind(id, Kind::Tree)?;
-        let entries = Rc::new(parse_tree(&raw).map_err(|error| TreeWalkError::Hostile {
-            path: format!("`{}`", join(path, &error.name)),
-            reason: error.fault.to_string(),
-        })?);
+        let alike = self
+            .shapes
+            .get(path)
+            .and_then(|shape| Some((parse_like(&raw, &shape)?, shape)));
+        let listing = if let Some((ids, shape)) = alike {
+            Listing {
+                shape,
+                ids: Rc::new(ids),
+            }
+        } else {
+            let entries = parse_tree(&raw).map_err(|error| TreeWalkError::Hostile {
+                path: format!("`{}`", join(path, &error.name)),
+                reason: error.fault.to_string(),
+            })?;
+            let ids = entries.iter().map(|entry| entry.id).collect();
+            let shape = Arc::new(entries);
+            self.shapes.keep(path, &shape);
+            Listing {
+                shape,
+                ids: Rc::new(ids),
+            }
+        };
         let mut parsed = self.parsed.borrow_mut();
-        if parsed.len() >= CACHED_TREES {
+        let held = self.held.get() + listing.ids.len() + 1;
+        if held > CACHED_ENTRIES {
             parsed.clear();
+            self.held.set(listing.ids.len() + 1);
+        } else {
+            self.held.set(held);
         }
-        parsed.insert(*id, Rc::clone(&entries));
-        Ok(entries)
+        parsed.insert(*id, listing.clone());
+        Ok(listing)
+    }
+
+    /// Takes over what an accepted commit's tree holds, so that it is not looked up again: it passed
+    /// the door before.
+    pub(super) fn adopt(&self, root: &Id) -> Result<(), TreeWalkError> {
+        self.adopt_below(root, "").map(|_| ())
+    }
+
+    fn adopt_below(&self, id: &Id, path: &str) -> Result<Extent, TreeWalkError> {
+        if let Some(known) = self.extents.borrow().get(id) {
+            return Ok(*known);
+        }
+        let listing = self.entries(id, path)?;
+        let mut extent = Extent::default();
+        for (entry, id) in listing.iter() {
+            if entry.mode == EntryMode::Directory {
+                let sub = self.adopt_below(id, &join(path, &entry.name))?;
+                extent.add_directory(entry, sub);
+            } else {
+                self.blobs.borrow_mut().insert(*id);
+                extent.add_file(entry);
+            }
+        }
+        self.keep_extent(id, path, &listing, extent);
+        Ok(extent)
+    }
+
+    fn keep_extent(&self, id: &Id, path: &str, listing: &Listing, extent: Extent) {
+        self.extents.borrow_mut().insert(*id, extent);
+        let mut last = self.last.borrow_mut();
+        if last.len() > CACHED_PATHS {
+            last.clear();
+        }
+        last.insert(path.to_owned(), (listing.clone(), extent));
+    }
+
+    /// The extent of a tree that differs in the contents of files alone from the last one of its path.
+    fn like_the_last(
+        &self,
+        commit: CommitId,
+        path: &str,
+        listing: &Listing,
+    ) -> Result<Option<Extent>, ReceiveError> {
+        let last = self.last.borrow().get(path).cloned();
+        let Some((before, extent)) = last.filter(|(before, _)| before.has_shape_of(listing)) else {
+            return Ok(None);
+        };
+        for (entry, id, _) in listing.differing(&before) {
+            if entry.mode == EntryMode::Directory {
+                return Ok(None);
+            }
+            self.check_blob(commit, id, path, &entry.name)?;
+        }
+        Ok(Some(extent))
     }
 
     /// Walks a whole tree: every rule, every bound, every object present. A tree that was seen is
@@ -133,34 +292,31 @@ impl<'a> Trees<'a> {
             if depth > limits.tree_depth {
                 return Err(too_deep());
             }
-            let entries = self.entries(id, path).map_err(|error| error.at(commit))?;
-            if entries.is_empty() && depth > 0 {
+            let listing = self.entries(id, path).map_err(|error| error.at(commit))?;
+            if listing.ids.is_empty() && depth > 0 {
                 return Err(ReceiveError::HostileTree {
                     commit,
                     path: format!("`{path}`"),
                     reason: "is an empty directory".to_owned(),
                 });
             }
-            let mut extent = Extent {
-                height: 0,
-                paths: 0,
-                longest: 0,
-            };
-            for entry in entries.iter() {
-                let below = join(path, &entry.name);
-                let mut longest = entry.name.len();
-                if entry.mode == EntryMode::Directory {
-                    let sub = self.extent(commit, &entry.id, &below, depth + 1, limits, clock)?;
-                    extent.height = extent.height.max(sub.height + 1);
-                    extent.paths = extent.paths.saturating_add(sub.paths);
-                    longest += 1 + sub.longest;
-                } else {
-                    self.check_blob(commit, &entry.id, &below)?;
-                    extent.paths = extent.paths.saturating_add(1);
+            let extent = if let Some(extent) = self.like_the_last(commit, path, &listing)? {
+                extent
+            } else {
+                let mut extent = Extent::default();
+                for (entry, id) in listing.iter() {
+                    if entry.mode == EntryMode::Directory {
+                        let below = join(path, &entry.name);
+                        let sub = self.extent(commit, id, &below, depth + 1, limits, clock)?;
+                        extent.add_directory(entry, sub);
+                    } else {
+                        self.check_blob(commit, id, path, &entry.name)?;
+                        extent.add_file(entry);
+                    }
                 }
-                extent.longest = extent.longest.max(longest);
-            }
-            self.extents.borrow_mut().insert(*id, extent);
+                extent
+            };
+            self.keep_extent(id, path, &listing, extent);
             extent
         };
         if depth.saturating_add(extent.height) > limits.tree_depth {
@@ -172,13 +328,19 @@ impl<'a> Trees<'a> {
         Ok(extent)
     }
 
-    fn check_blob(&self, commit: CommitId, id: &Id, path: &str) -> Result<(), ReceiveError> {
+    fn check_blob(
+        &self,
+        commit: CommitId,
+        id: &Id,
+        folder: &str,
+        name: &str,
+    ) -> Result<(), ReceiveError> {
         if self.blobs.borrow().contains(id) {
             return Ok(());
         }
-        self.objects
-            .blob_size(id)
-            .map_err(|error| ReceiveError::object(commit, &format!("the file {path}"), error))?;
+        self.objects.blob_size(id).map_err(|error| {
+            ReceiveError::object(commit, &format!("the file {}", join(folder, name)), error)
+        })?;
         self.blobs.borrow_mut().insert(*id);
         Ok(())
     }
@@ -213,7 +375,7 @@ impl<'a> Trees<'a> {
                 if entry.mode.is_tree() {
                     waiting.push(below);
                 } else if !entry.mode.is_commit() {
-                    self.check_blob(commit, &below, &entry.filename.to_string())?;
+                    self.check_blob(commit, &below, "", &entry.filename.to_string())?;
                 }
             }
         }
@@ -244,10 +406,27 @@ impl<'a> Trees<'a> {
             return Ok(());
         }
         let mut names: BTreeMap<String, [Option<TreeEntry>; 2]> = BTreeMap::new();
-        for (side, id) in [old, new].into_iter().enumerate() {
-            let Some(id) = id else { continue };
-            for entry in self.entries(id, path)?.iter() {
-                names.entry(entry.name.clone()).or_default()[side] = Some(entry.clone());
+        let sides = [old, new]
+            .into_iter()
+            .map(|id| id.map(|id| self.entries(id, path)).transpose())
+            .collect::<Result<Vec<_>, _>>()?;
+        let with_id = |entry: &TreeEntry, id: &Id| {
+            let mut entry = entry.clone();
+            entry.id = *id;
+            Some(entry)
+        };
+        if let [Some(old), Some(new)] = sides.as_slice()
+            && old.has_shape_of(new)
+        {
+            for (entry, before, after) in old.differing(new) {
+                let both = [with_id(entry, before), with_id(entry, after)];
+                names.insert(entry.name.clone(), both);
+            }
+        } else {
+            for (side, listing) in sides.iter().enumerate() {
+                for (entry, id) in listing.iter().flat_map(Listing::iter) {
+                    names.entry(entry.name.clone()).or_default()[side] = with_id(entry, id);
+                }
             }
         }
         for (name, [old, new]) in names {
@@ -285,28 +464,30 @@ impl<'a> Trees<'a> {
         let mut parts = path.split('/').peekable();
         while let Some(part) = parts.next() {
             let entries = self.entries(&at, &walked)?;
-            let Some(entry) = entries.iter().find(|entry| entry.name == part) else {
+            let Some((entry, id)) = entries.iter().find(|(entry, _)| entry.name == part) else {
                 return Ok(None);
             };
             if parts.peek().is_none() {
-                return Ok(Some(entry.clone()));
+                let mut entry = entry.clone();
+                entry.id = *id;
+                return Ok(Some(entry));
             }
             if entry.mode != EntryMode::Directory {
                 return Ok(None);
             }
-            at = entry.id;
+            at = *id;
             walked = join(&walked, part);
         }
         Ok(None)
     }
 
-    /// All files below a directory, by path.
+    /// All files below a directory, by path, with the ids of their blobs.
     pub(super) fn files(
         &self,
         root: &Id,
         directory: &str,
         limit: u64,
-    ) -> Result<Vec<(String, TreeEntry)>, TreeWalkError> {
+    ) -> Result<Vec<(String, Id)>, TreeWalkError> {
         let mut files = Vec::new();
         let mut waiting = match self.find(root, directory)? {
             Some(entry) if entry.mode == EntryMode::Directory => {
@@ -315,12 +496,12 @@ impl<'a> Trees<'a> {
             _ => Vec::new(),
         };
         while let Some((path, id)) = waiting.pop() {
-            for entry in self.entries(&id, &path)?.iter() {
+            for (entry, id) in self.entries(&id, &path)?.iter() {
                 let below = join(&path, &entry.name);
                 if entry.mode == EntryMode::Directory {
-                    waiting.push((below, entry.id));
+                    waiting.push((below, *id));
                 } else {
-                    files.push((below, entry.clone()));
+                    files.push((below, *id));
                 }
                 if (files.len() + waiting.len()) as u64 > limit {
                     return Err(TreeWalkError::TooMany { limit });
