@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use mcp_spec::name::{ComponentName, ServiceName, Target};
 use mcp_spec::revision::CommitId;
 use rusqlite::types::Value;
-use rusqlite::{Connection, Row, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, Row, params_from_iter};
 
 use super::column::{At, at, bounded, count, cut, json, parsed_option};
 use super::{MAX_ROWS, Registry, RegistryError, WriteTx};
@@ -14,6 +14,9 @@ const MESSAGE_BYTES: usize = 4096;
 
 /// Largest data of an event; more is left out, and said so.
 const DATA_BYTES: usize = 64 * 1024;
+
+/// How many events later than its time tells an event may stand in the log.
+const OUT_OF_ORDER: i64 = 1000;
 
 /// Most targets of one query: the statement has two variables for each.
 const MAX_TARGETS: usize = 100;
@@ -67,7 +70,8 @@ pub struct EventRow {
 pub struct EventQuery {
     /// Only those with a greater number; a follower gives the last one that it has seen.
     pub after: Option<u64>,
-    /// Only those that happened then or later.
+    /// Only those that happened then or later. Where the clock was set back by more than a thousand
+    /// events, those of the time that came twice may be left out.
     pub since: Option<Timestamp>,
     /// Only those about one of these (their node is not looked at); empty: all.
     pub targets: Vec<Target>,
@@ -169,9 +173,22 @@ pub(super) fn append(tx: &WriteTx<'_>, events: &[NewEvent]) -> Result<Vec<u64>, 
     Ok(numbers)
 }
 
+/// The number after which what happened since then begins, so that no query walks through what came
+/// before. Numbers follow time but for a clock that was set and for what was noticed late.
+fn before_time(connection: &Connection, since: Timestamp) -> Result<i64, RegistryError> {
+    let last: Option<i64> = connection
+        .prepare_cached("SELECT seq FROM events WHERE at < ?1 ORDER BY at DESC LIMIT 1")?
+        .query_row([At(since)], |row| row.get(0))
+        .optional()?;
+    Ok(last.map_or(0, |last| last.saturating_sub(OUT_OF_ORDER)))
+}
+
 fn select(connection: &Connection, query: &EventQuery) -> Result<Vec<EventRow>, RegistryError> {
     let mut conditions = vec!["seq > ?".to_owned()];
-    let after = i64::try_from(query.after.unwrap_or(0)).unwrap_or(i64::MAX);
+    let mut after = i64::try_from(query.after.unwrap_or(0)).unwrap_or(i64::MAX);
+    if let Some(since) = query.since {
+        after = after.max(before_time(connection, since)?);
+    }
     let mut values = vec![Value::from(after)];
     if let Some(since) = query.since {
         conditions.push("at >= ?".to_owned());
