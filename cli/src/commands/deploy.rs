@@ -268,7 +268,7 @@ async fn sync_first(context: &Context, args: &Args, placed: &[Placed<'_>]) -> Re
         .map(|change| change.path.clone())
         .collect();
     let set = if commits {
-        let next = Next::new(&repo, changes.head, &selection)?;
+        let next = Next::new(&repo, &changes, &selection)?;
         Some(repository::check(&next).map_err(|error| error.tell(context))?)
     } else {
         None

@@ -203,11 +203,7 @@ pub(crate) fn commit(
     after: &DesiredSet,
     message: Option<&str>,
 ) -> Result<Committed, Failure> {
-    let before = changes.head.map_or_else(
-        || Some(DesiredSet::default()),
-        |id| repository::set_at(repo, id),
-    );
-    let (generated, body) = repository::commit_message(before.as_ref(), after, changes, selection);
+    let (generated, body) = repository::commit_message(repo, after, changes, selection);
     let subject = message.unwrap_or(&generated).trim();
     let mut text = subject.to_owned();
     // One line of body would only repeat the subject.

@@ -8,7 +8,7 @@ use mcp_cli::repo::{
     At, Changes, DesiredRepo, HistoryError, ManagedFiles, ReadError, Selection, git_signing_key,
 };
 use mcp_cli::sign::{KeyContext, SigningKey, find_key};
-use mcp_spec::definition::{DefinitionError, DefinitionFile, DesiredSet, compile};
+use mcp_spec::definition::{DefinitionError, DefinitionFile, DesiredSet, compile, parse_one};
 use mcp_spec::diff;
 use mcp_spec::image::Digest;
 use mcp_spec::name::ServiceName;
@@ -224,16 +224,13 @@ pub(crate) struct Next<'a> {
 }
 
 impl<'a> Next<'a> {
-    /// The files of the next commit of `selection` onto `head`.
+    /// The files of the next commit of `selection` of these changes.
     pub(crate) fn new(
         repo: &'a DesiredRepo,
-        head: Option<CommitId>,
+        changes: &Changes,
         selection: &'a Selection,
     ) -> Result<Self, Failure> {
-        let worktree = repo
-            .files(At::WorkTree)
-            .map_err(|error| read_failure(&error))?;
-        let head = match (head, selection) {
+        let head = match (changes.head, selection) {
             (Some(head), Selection::Only(_)) => Some(
                 repo.files(At::Commit(head))
                     .map_err(|error| read_failure(&error))?,
@@ -241,7 +238,7 @@ impl<'a> Next<'a> {
             _ => None,
         };
         Ok(Self {
-            worktree,
+            worktree: repo.files_seen(changes),
             head,
             selection,
         })
@@ -420,13 +417,18 @@ impl<'a> Lookup<'a> {
 
 /// What a commit changes, in words: a subject and the lines of its body.
 pub(crate) fn commit_message(
-    before: Option<&DesiredSet>,
+    repo: &DesiredRepo,
     after: &DesiredSet,
     changes: &Changes,
     selection: &Selection,
 ) -> (String, Vec<String>) {
+    let touched = Touched::of(after, changes, selection);
+    let before = match changes.head {
+        Some(head) => touched.at(repo, head),
+        None => Some(DesiredSet::default()),
+    };
     let differences = before
-        .map(|before| diff::set_diff(before, after))
+        .map(|before| diff::set_diff(&before, &touched.within(after)))
         .unwrap_or_default();
     let subject = diff::summary(&differences);
     if !subject.is_empty() {
@@ -445,10 +447,64 @@ pub(crate) fn commit_message(
     (subject, files)
 }
 
-/// The definitions at a commit, where they are in order.
-pub(crate) fn set_at(repo: &DesiredRepo, commit: CommitId) -> Option<DesiredSet> {
-    let files = repo.files(At::Commit(commit)).ok()?;
-    check(&files).ok()
+/// The services that a commit may change: one whose definition, or a file that it mounts, is among the
+/// changes. All others are the same before and after, and need not be read.
+struct Touched {
+    definitions: BTreeSet<String>,
+}
+
+impl Touched {
+    fn of(after: &DesiredSet, changes: &Changes, selection: &Selection) -> Self {
+        let changed: BTreeSet<&str> = changes
+            .selected(selection)
+            .map(|change| change.path.as_str())
+            .collect();
+        let mounting = after.services.values().filter(|service| {
+            let mut files = service
+                .components
+                .values()
+                .flat_map(|spec| spec.files.values());
+            files.any(|file| changed.contains(file.from.as_str()))
+        });
+        let definitions = mounting
+            .map(|service| format!("services/{}.toml", service.name))
+            .chain(changed.iter().map(|path| (*path).to_owned()))
+            .collect();
+        Self { definitions }
+    }
+
+    /// Those services at a commit, where their definitions are in order.
+    fn at(&self, repo: &DesiredRepo, commit: CommitId) -> Option<DesiredSet> {
+        let files = repo.files(At::Commit(commit)).ok()?;
+        let lookup = Lookup::new(&files);
+        let mut set = DesiredSet::default();
+        for path in files
+            .definitions()
+            .filter(|path| self.definitions.contains(*path))
+        {
+            let bytes = files.read(path).ok()??;
+            let file = DefinitionFile {
+                path,
+                bytes: &bytes,
+            };
+            let (service, _) = parse_one(file, &|path| lookup.digest(path));
+            let service = service?;
+            set.services.insert(service.name.clone(), service);
+        }
+        Some(set)
+    }
+
+    fn within(&self, set: &DesiredSet) -> DesiredSet {
+        let services = set.services.values().filter(|service| {
+            self.definitions
+                .contains(&format!("services/{}.toml", service.name))
+        });
+        DesiredSet {
+            services: services
+                .map(|service| (service.name.clone(), service.clone()))
+                .collect(),
+        }
+    }
 }
 
 /// The definition's file of a service in the work tree.

@@ -55,7 +55,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
             .map_err(|error| Failure::of(Exit::Failed, &error).maybe_hint(error.hint()))?;
     }
     let selection = Selection::All;
-    let next = Next::new(&repo, changes.head, &selection)?;
+    let next = Next::new(&repo, &changes, &selection)?;
     let set = repository::check(&next).map_err(|error| error.tell(context))?;
     repository::warn_of_overlooked(context, &repo, next.worktree());
     if let Some(refused) = changes.refused.first() {
@@ -340,12 +340,7 @@ fn dry_run(
     changes: &mcp_cli::repo::Changes,
     after: &DesiredSet,
 ) -> Outcome {
-    let before = changes.head.map_or_else(
-        || Some(DesiredSet::default()),
-        |id| repository::set_at(repo, id),
-    );
-    let (subject, body) =
-        repository::commit_message(before.as_ref(), after, changes, &Selection::All);
+    let (subject, body) = repository::commit_message(repo, after, changes, &Selection::All);
     if !context.out.is_table() {
         context.out.json(&json::Sync {
             revision: changes.head.map(|id| id.to_string()).unwrap_or_default(),

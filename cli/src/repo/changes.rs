@@ -1,5 +1,6 @@
 //! What changed below the managed paths: the work tree compared with `HEAD`'s tree.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -26,6 +27,36 @@ pub struct Changes {
     /// Files that had to be read to see that they are as the index says; their times are refreshed
     /// in the index by the next commit, so that they are not read again.
     pub(super) unchanged: Vec<(String, ObjectId, Stat)>,
+    /// All managed files that were seen, changed or not.
+    pub(super) worktree: Worktree,
+}
+
+/// The managed files of the work tree at one moment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Worktree {
+    pub(super) files: BTreeMap<String, Content>,
+    /// Paths that git was told not to look at: theirs is what the index says.
+    pub(super) of_index: HashSet<String>,
+}
+
+impl Worktree {
+    pub(super) fn of(scan: &scan::Scan) -> Self {
+        let mut files: BTreeMap<_, _> = scan
+            .files
+            .iter()
+            .map(|file| (file.path.clone(), file.content))
+            .collect();
+        for path in &scan.not_checked_out {
+            // What git was told to keep out of the work tree still belongs to the next commit.
+            if let Some(Some(content)) = scan.head_files.get(path) {
+                files.entry(path.clone()).or_insert(*content);
+            }
+        }
+        Self {
+            files,
+            of_index: scan.not_checked_out.clone(),
+        }
+    }
 }
 
 /// One file that differs from `HEAD`.
@@ -267,6 +298,7 @@ impl DesiredRepo {
     /// are no error here, but are listed in [`Changes::refused`].
     pub fn changes(&self) -> Result<Changes, ChangesError> {
         let scan = scan::scan(self)?;
+        let worktree = Worktree::of(&scan);
         let mut changes = Vec::new();
         let mut unchanged = Vec::new();
         let mut in_head = scan.head_files;
@@ -309,6 +341,7 @@ impl DesiredRepo {
             changes,
             refused,
             unchanged,
+            worktree,
         })
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use mcp_spec::image::Digest;
 
-use super::changes::Content;
+use super::changes::{Content, Worktree};
 use super::{Changes, ChangesError, CommitId, DesiredRepo, GitFailure, HistoryError, oid, scan};
 
 /// Which state of the managed files is read.
@@ -75,24 +75,8 @@ impl DesiredRepo {
     ///
     /// [`ReadError::WorkTree`] or [`ReadError::Commit`].
     pub fn files(&self, at: At) -> Result<ManagedFiles<'_>, ReadError> {
-        let mut of_index = HashSet::new();
-        let files = match at {
-            At::WorkTree => {
-                let scan = scan::scan(self)?;
-                let mut files: BTreeMap<_, _> = scan
-                    .files
-                    .into_iter()
-                    .map(|file| (file.path, file.content))
-                    .collect();
-                for path in &scan.not_checked_out {
-                    // What git was told to keep out of the work tree still belongs to the next commit.
-                    if let Some(Some(content)) = scan.head_files.get(path) {
-                        files.entry(path.clone()).or_insert(*content);
-                    }
-                }
-                of_index = scan.not_checked_out;
-                files
-            }
+        let worktree = match at {
+            At::WorkTree => Worktree::of(&scan::scan(self)?),
             At::Commit(id) => {
                 if !self.contains(id) {
                     return Err(HistoryError::UnknownCommit { id }.into());
@@ -101,18 +85,32 @@ impl DesiredRepo {
                     scan::tree_files(self, oid(id)).map_err(|source| HistoryError::Read {
                         source: source.into(),
                     })?;
-                files
-                    .into_iter()
-                    .filter_map(|(path, content)| Some((path, content?)))
-                    .collect()
+                Worktree {
+                    files: files
+                        .into_iter()
+                        .filter_map(|(path, content)| Some((path, content?)))
+                        .collect(),
+                    of_index: HashSet::new(),
+                }
             }
         };
         Ok(ManagedFiles {
             repo: self,
             at,
+            files: worktree.files,
+            of_index: worktree.of_index,
+        })
+    }
+
+    /// The managed files of the work tree as they were when its changes were looked for.
+    pub fn files_seen(&self, changes: &Changes) -> ManagedFiles<'_> {
+        let Worktree { files, of_index } = changes.worktree.clone();
+        ManagedFiles {
+            repo: self,
+            at: At::WorkTree,
             files,
             of_index,
-        })
+        }
     }
 
     /// Every definition as the next commit would hold it: `services/*.toml` with its bytes, sorted by path.
