@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures deployments beside the engine's raw API and beside installed peers; arguments go to the bench.
+# Measures deployments beside the engine's raw API and beside installed peers, synchronising beside git,
+# and the log of events as it grows; arguments go to the benches.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tests/scripts/install-deps.sh all
@@ -7,4 +8,5 @@ tests/scripts/install-deps.sh all
 cargo build --quiet --release --locked --package mcp --package mcp-agent --bins
 MCP_BIN_DIR=$(cargo metadata --format-version 1 --no-deps --locked | jq -r .target_directory)/release
 export MCP_BIN_DIR
-exec cargo bench --quiet --locked --package mcp-tests --bench deploy -- "$@"
+cargo bench --quiet --locked --package mcp-tests --bench deploy -- "$@"
+exec cargo bench --quiet --locked --package mcp-tests --bench retention -- "$@"
