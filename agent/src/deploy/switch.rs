@@ -198,6 +198,18 @@ async fn in_turn(
     result
 }
 
+/// Marks that a component's containers are about to be touched.
+async fn begin(execution: &Execution, action: &Action) -> Result<(), PartFailure> {
+    execution.touch(&action.component);
+    let step = execution.step(
+        Some(&action.component),
+        STEP_SWITCH,
+        StepPhase::Begun,
+        &action.kind,
+    );
+    execution.journal(vec![step]).await
+}
+
 async fn one(
     execution: &Execution,
     action: &Action,
@@ -206,6 +218,12 @@ async fn one(
     began: Instant,
 ) -> Result<Switched, PartFailure> {
     let key = execution.key(&action.component);
+    // What ends is marked before it waits for a slot: one sync of the journal for all of them. Nothing
+    // was made for it that a mark too many would keep.
+    let ends = matches!(action.kind, ActionKind::Stop | ActionKind::Remove);
+    if ends {
+        begin(execution, action).await?;
+    }
     let slot = execution
         .context
         .slots
@@ -215,15 +233,9 @@ async fn one(
     if execution.gives_up() {
         return Err(PartFailure::NotReached);
     }
-    execution.touch(&action.component);
-    execution
-        .journal(vec![execution.step(
-            Some(&action.component),
-            STEP_SWITCH,
-            StepPhase::Begun,
-            &action.kind,
-        )])
-        .await?;
+    if !ends {
+        begin(execution, action).await?;
+    }
     let mut downtime = Duration::ZERO;
     let container = match action.kind {
         ActionKind::Create | ActionKind::Replace => {
