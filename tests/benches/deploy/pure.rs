@@ -117,7 +117,7 @@ pub(crate) fn measure(rounds: usize, table: &mut Table) {
             );
             observed.insert(
                 key.clone(),
-                Observed::Present(LiveContainer {
+                Observed::Present(Box::new(LiveContainer {
                     id: container.clone(),
                     name: key.container_name(),
                     image_id: image.clone(),
@@ -128,7 +128,7 @@ pub(crate) fn measure(rounds: usize, table: &mut Table) {
                     finished_at: None,
                     fields: fields.clone(),
                     addresses: BTreeMap::new(),
-                }),
+                })),
             );
             deployed.insert(
                 key,
