@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 pub use error::{DefinitionError, DefinitionErrorKind};
-pub use incremental::{Compiled, ContentId};
+pub use incremental::{Compiled, ContentId, ReadBytes};
 
 pub(crate) use component::{READY_FOR, STOP_TIMEOUT};
 pub(crate) use health::{INTERVAL, RETRIES, START_PERIOD, TIMEOUT};

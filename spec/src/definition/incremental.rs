@@ -16,6 +16,9 @@ use crate::name::NodeName;
 /// Names a file's content: equal contents have equal ids. A git object's id does.
 pub type ContentId = [u8; 20];
 
+/// Reads the definition at a path, which has this content.
+pub type ReadBytes<'a, E> = dyn Fn(&str, &ContentId) -> Result<Vec<u8>, E> + 'a;
+
 /// Definitions of one node as they were compiled last.
 #[derive(Debug, Default)]
 pub struct Compiled {
@@ -51,7 +54,7 @@ impl Compiled {
         &mut self,
         files: &[(&str, ContentId)],
         node: &NodeName,
-        bytes: &dyn Fn(&str, &ContentId) -> Result<Vec<u8>, E>,
+        bytes: &ReadBytes<'_, E>,
         lookup: &FileLookup<'_>,
     ) -> Result<Option<DesiredSet>, E> {
         if files.len() > MAX_SERVICES {

@@ -156,7 +156,9 @@ fn decide(
     named: bool,
 ) -> Action {
     let deployed = input.deployed.get(key);
-    let digest = want.spec.digest();
+    // Most components are as they were: what is equal needs neither a digest nor a comparison by field.
+    let same = deployed.filter(|deployed| deployed.spec == want.spec);
+    let digest = same.map_or_else(|| want.spec.digest(), |deployed| deployed.spec_digest);
     let observed = input.observed.get(key);
     let live = match observed {
         Some(Observed::Present(live)) => Some(live.as_ref()),
@@ -170,7 +172,10 @@ fn decide(
         component: key.component.clone(),
         kind: ActionKind::None,
         reason: Reason::UpToDate,
-        changes: deployed.map_or_else(Vec::new, |deployed| diff(&deployed.spec, &want.spec)),
+        changes: match (same, deployed) {
+            (None, Some(deployed)) => diff(&deployed.spec, &want.spec),
+            _ => Vec::new(),
+        },
         before,
         after: Some(After {
             spec: want.spec.clone(),
