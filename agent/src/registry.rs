@@ -176,7 +176,6 @@ impl Registry {
         F: FnOnce(&Connection, &SpecCache) -> Result<T, RegistryError> + Send + 'static,
     {
         let shared = Arc::clone(&self.shared);
-        let permit = self.shared.readers.permit().await?;
         #[cfg(any(test, feature = "testing"))]
         if let Some(pace) = crate::testing::pace() {
             let name = crate::testing::Work::Read(std::any::type_name::<F>());
@@ -185,9 +184,9 @@ impl Registry {
                 .readers
                 .read(|connection| work(connection, &shared.specs));
             pace.after(name).await;
-            drop(permit);
             return result;
         }
+        let permit = self.shared.readers.permit().await?;
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
             shared

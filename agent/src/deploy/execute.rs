@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 
+use mcp_spec::drift::field_drift;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::LiveContainer;
 use mcp_spec::plan::ActionKind;
@@ -38,6 +39,8 @@ pub(super) enum Abort {
     Cancelled,
     /// A newer deployment took its place.
     Superseded,
+    /// It was the agent's own wish, and an operator's stop or hold came first.
+    Overruled,
     /// The agent went away and came back before the line.
     Crashed,
     /// The registry failed.
@@ -61,22 +64,33 @@ impl Execution {
             return self.abort(row, self.cancellation()).await;
         }
         let now = self.context.clock.now();
-        if let Err(error) = self
+        let crossed = self
             .context
             .registry
-            .set_state(
-                self.id.clone(),
-                DeploymentState::Switching,
-                Some(now),
-                Vec::new(),
-            )
-            .await
-        {
-            return self.abort(row, Abort::Registry(error)).await;
+            .cross_line(self.id.clone(), now, self.heeded())
+            .await;
+        match crossed {
+            Ok(true) => {}
+            Ok(false) => return self.abort(row, Abort::Overruled).await,
+            Err(error) => return self.abort(row, Abort::Registry(error)).await,
         }
         let mut row = row;
         row.line_at = Some(now);
         self.after_the_line(row, made).await
+    }
+
+    /// The components whose stops and holds come before this deployment: where the agent acts by
+    /// itself, those that it would change. They may have come after the plan was made.
+    fn heeded(&self) -> Vec<ComponentKey> {
+        if self.order.trigger != Trigger::Auto {
+            return Vec::new();
+        }
+        self.plan
+            .actions
+            .iter()
+            .filter(|action| action.kind != ActionKind::None || !action.files.is_empty())
+            .map(|action| self.key(&action.component))
+            .collect()
     }
 
     /// Goes on after the line: the switch, and what follows from it.
@@ -185,7 +199,7 @@ impl Execution {
             .images_to_keep()
             .await
             .unwrap_or_default();
-        let not_converged = not_converged(&made, &switching.switched);
+        let unconverged = not_converged(&made, &switching.switched);
         // A hold that an operator set or released meanwhile is not written over.
         let holds = match self
             .context
@@ -226,7 +240,7 @@ impl Execution {
         self.clear_unreached(&made).await;
         self.clean(&switching.failed, keep_before).await;
         let failed = outcome::failure_text(self, &switching.failed);
-        let (state, outcome, error) = match (failed, not_converged) {
+        let (state, outcome, error) = match (failed, not_converged_text(&unconverged)) {
             (Some(error), _) => (DeploymentState::Failed, Outcome::Failed, Some(error)),
             (None, Some(text)) => (DeploymentState::Cleaned, Outcome::Degraded, Some(text)),
             // A deploy that only moved revisions on touched nothing, and says so.
@@ -235,7 +249,9 @@ impl Execution {
             }
             (None, None) => (DeploymentState::Cleaned, Outcome::Deployed, None),
         };
-        self.finish(row, state, outcome, error, records).await
+        let quarantined = outcome::unconverged(self, &made, &unconverged);
+        self.finish_with(row, state, outcome, error, records, quarantined)
+            .await
     }
 
     /// Clears away after a commit that a crash came right after. `records` were written with it.
@@ -311,26 +327,28 @@ impl Execution {
     }
 }
 
-/// Which new containers are not what was made: the plan of what was just deployed is not empty.
+/// The new containers that are not what was made, with the fields that differ: the plan of what was
+/// just deployed is not empty.
 fn not_converged(
     made: &BTreeMap<ComponentName, Made>,
     switched: &BTreeMap<ComponentName, Switched>,
-) -> Option<String> {
-    let mut texts = Vec::new();
-    for (component, made) in made {
-        let Some(live) = switched.get(component).and_then(|s| s.live.as_ref()) else {
-            continue;
-        };
-        let fields: Vec<&str> = made
-            .baseline
-            .keys()
-            .chain(live.fields.keys())
-            .filter(|field| made.baseline.get(*field) != live.fields.get(*field))
-            .map(String::as_str)
-            .collect();
-        if !fields.is_empty() {
-            texts.push(format!("{component}: {}", fields.join(", ")));
-        }
-    }
+) -> BTreeMap<ComponentName, String> {
+    made.iter()
+        .filter_map(|(component, made)| {
+            let live = switched.get(component)?.live.as_ref()?;
+            let fields: Vec<String> = field_drift(&made.baseline, live)
+                .into_iter()
+                .map(|difference| difference.field)
+                .collect();
+            (!fields.is_empty()).then(|| (component.clone(), fields.join(", ")))
+        })
+        .collect()
+}
+
+fn not_converged_text(unconverged: &BTreeMap<ComponentName, String>) -> Option<String> {
+    let texts: Vec<String> = unconverged
+        .iter()
+        .map(|(component, fields)| format!("{component}: {fields}"))
+        .collect();
     (!texts.is_empty()).then(|| format!("not converged: {}", texts.join("; ")))
 }

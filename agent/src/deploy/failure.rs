@@ -103,10 +103,15 @@ pub(super) enum PartFailure {
 }
 
 impl PartFailure {
-    /// Whether it failed its gate.
+    /// Whether it failed its gate, so that its spec is to blame: neither the engine nor somebody who
+    /// took the container away.
     #[must_use]
     pub(super) const fn is_gate(&self) -> bool {
-        matches!(self, Self::Gate(_) | Self::Earlier { gate: true, .. })
+        match self {
+            Self::Gate(failure) => !matches!(failure, GateFailure::Engine(_) | GateFailure::Gone),
+            Self::Earlier { gate, .. } => *gate,
+            _ => false,
+        }
     }
 
     /// Whether it follows from another component's failure.
@@ -129,5 +134,26 @@ impl PartFailure {
             Self::Stage(StageError::Owner { .. }) => "run the agent as root, or leave `owner` out",
             _ => return None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_is_to_blame_for_its_gate_and_neither_engine_nor_foreign_hand_are() {
+        let refused = RuntimeError::Refused {
+            call: "inspect",
+            status: 500,
+            message: "busy".to_owned(),
+        };
+        let of = |failure| PartFailure::Gate(failure).is_gate();
+        assert!(of(GateFailure::Exited {
+            code: 1,
+            oom: false
+        }));
+        assert!(!of(GateFailure::Engine(refused)));
+        assert!(!of(GateFailure::Gone));
     }
 }

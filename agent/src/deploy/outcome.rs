@@ -79,6 +79,7 @@ pub(super) fn abort_text(execution: &Execution, why: &Abort) -> String {
         }
         Abort::Cancelled => "cancelled before anything was touched".to_owned(),
         Abort::Superseded => "a newer deployment took its place".to_owned(),
+        Abort::Overruled => "an operator's stop or hold came first".to_owned(),
         Abort::Crashed => {
             "the agent was restarted before anything was touched; deploy again".to_owned()
         }
@@ -230,6 +231,28 @@ pub(super) fn quarantined(
                 deployment: execution.id.clone(),
                 at: execution.context.clock.now(),
                 reason: failure_chain(failure),
+            })
+        })
+        .collect()
+}
+
+/// The specs that do not come out as what was made of them: the agent by itself would replace their
+/// containers for ever.
+pub(super) fn unconverged(
+    execution: &Execution,
+    made: &BTreeMap<ComponentName, Made>,
+    unconverged: &BTreeMap<ComponentName, String>,
+) -> Vec<Quarantined> {
+    unconverged
+        .iter()
+        .filter_map(|(component, fields)| {
+            Some(Quarantined {
+                key: execution.key(component),
+                spec_digest: execution.action(component)?.after.as_ref()?.spec_digest,
+                image_id: made.get(component)?.image.clone(),
+                deployment: execution.id.clone(),
+                at: execution.context.clock.now(),
+                reason: format!("not converged: {fields}"),
             })
         })
         .collect()

@@ -8,13 +8,16 @@ use mcp_spec::component::OnChange;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerId, ContainerState, LiveContainer};
 use mcp_spec::plan::{Action, ActionKind};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use super::context::Settled;
+use super::context::{IN_FLIGHT, Settled};
 use super::execution::Execution;
 use super::failure::PartFailure;
 use crate::blocking::blocking;
 use crate::runtime::RuntimeError;
+
+/// How often a job's container is looked at where it is not known whether it began.
+const JOB_LOOK_PACE: Duration = Duration::from_millis(100);
 
 /// Renames a container; one that has the name already is done.
 pub(super) async fn rename(
@@ -53,6 +56,73 @@ async fn rename_until(
             .await,
         "renaming the container",
     )
+}
+
+/// Starts a job's container, once: where the engine's answer is lost, looking tells whether the job
+/// began, and a start that may still come about is not made again.
+pub(super) async fn start_job(
+    execution: &Execution,
+    component: &ComponentName,
+    container: &ContainerId,
+    deadline: Instant,
+) -> Result<(), PartFailure> {
+    execution.feed.tell(Some(component), "starting", "");
+    let context = &execution.context;
+    loop {
+        let source = match context.runtime.start(container).await {
+            Ok(()) => return Ok(()),
+            Err(source) => source,
+        };
+        if source.is_uncertain() {
+            return if job_has_begun(execution, container).await? {
+                Ok(())
+            } else {
+                Err(PartFailure::Interrupted)
+            };
+        }
+        // Nothing was begun. Only an engine that is away is asked again.
+        if !source.is_away() || Instant::now() >= deadline {
+            let doing = "starting the container";
+            return Err(PartFailure::Engine { doing, source });
+        }
+        context.engine_was_away().await;
+        sleep(JOB_LOOK_PACE).await;
+    }
+}
+
+/// Whether a job's container was ever started, a start that was under way a moment ago included.
+pub(super) async fn job_has_begun(
+    execution: &Execution,
+    container: &ContainerId,
+) -> Result<bool, PartFailure> {
+    let context = &execution.context;
+    let doing = "looking at the job's container";
+    let mut until = Instant::now() + IN_FLIGHT;
+    loop {
+        match context.runtime.inspect(container.as_str()).await {
+            Ok(Some(live)) => {
+                let is_new = live.state == ContainerState::Created && live.started_at.is_none();
+                if !is_new {
+                    return Ok(true);
+                }
+                if Instant::now() >= until {
+                    return Ok(false);
+                }
+            }
+            Ok(None) => {
+                let what = format!("container {}", container.short());
+                let source = RuntimeError::NotFound { what };
+                return Err(PartFailure::Engine { doing, source });
+            }
+            Err(source) if source.is_away() => {
+                if context.engine_was_away().await {
+                    until = Instant::now() + IN_FLIGHT;
+                }
+            }
+            Err(source) => return Err(PartFailure::Engine { doing, source }),
+        }
+        sleep(JOB_LOOK_PACE).await;
+    }
 }
 
 /// Starts a container and tells so.

@@ -19,7 +19,9 @@ use super::execution::Execution;
 use super::failure::PartFailure;
 use super::gate;
 use super::prepare::{Made, generation_name};
-use super::steps::{exchange_files, look, rename, send_signals, start, stop};
+use super::steps::{
+    exchange_files, job_has_begun, look, rename, send_signals, start, start_job, stop,
+};
 use crate::registry::StepPhase;
 
 /// The journal's word for one component's switch.
@@ -242,8 +244,11 @@ async fn one(
             let made = made.ok_or(PartFailure::NotReached)?;
             let down_since = take_over(execution, &key, action, Some(made), deadline).await?;
             free_ports(execution, action, deadline).await?;
-            if !job_began(execution, action, &made.container).await? {
-                start(execution, &action.component, &made.container, deadline).await?;
+            let component = &action.component;
+            if !is_job(action) {
+                start(execution, component, &made.container, deadline).await?;
+            } else if !job_began(execution, &made.container).await? {
+                start_job(execution, component, &made.container, deadline).await?;
             }
             downtime = down_since.map_or(Duration::ZERO, |since| since.elapsed());
             Some(made.container.clone())
@@ -320,24 +325,22 @@ async fn one(
     })
 }
 
+fn is_job(action: &Action) -> bool {
+    action
+        .after
+        .as_ref()
+        .is_some_and(|after| after.spec.kind.is_job())
+}
+
 /// Whether the container of a job was started before a crash cut its deployment off: a job is run
 /// once, so its gate judges the run that there was. One that was cut off itself, as by a reboot, is
 /// a failure.
-async fn job_began(
-    execution: &Execution,
-    action: &Action,
-    container: &ContainerId,
-) -> Result<bool, PartFailure> {
-    let is_job = action
-        .after
-        .as_ref()
-        .is_some_and(|after| after.spec.kind.is_job());
-    if !is_job || !execution.is_resumed() {
+async fn job_began(execution: &Execution, container: &ContainerId) -> Result<bool, PartFailure> {
+    if !execution.is_resumed() || !job_has_begun(execution, container).await? {
         return Ok(false);
     }
     let live = look(execution, container).await?;
     match live.state {
-        ContainerState::Created if live.started_at.is_none() => Ok(false),
         ContainerState::Created => Err(PartFailure::Interrupted),
         _ => Ok(true),
     }

@@ -195,6 +195,7 @@ fn store(tx: &WriteTx<'_>, set: &SetDeployed) -> Result<i64, RegistryError> {
         row.adopted,
         Json(&row.settings),
     ])?;
+    share_settings(tx, &row.key, &row.settings)?;
     quarantine::passed(tx, &row.key, &row.spec_digest, &row.image_id)?;
     Ok(history)
 }
@@ -231,5 +232,17 @@ fn advance(tx: &WriteTx<'_>, advanced: &Advanced) -> Result<(), RegistryError> {
             advanced.desired.as_str(),
             Json(&advanced.settings),
         ))?;
-    found(changed, &advanced.key)
+    found(changed, &advanced.key)?;
+    share_settings(tx, &advanced.key, &advanced.settings)
+}
+
+/// Settings are the service's: components that a deployment leaves alone have them too.
+fn share_settings(
+    tx: &WriteTx<'_>,
+    key: &ComponentKey,
+    settings: &ServiceSettings,
+) -> Result<(), RegistryError> {
+    tx.prepare_cached("UPDATE deployed SET settings = ?2 WHERE service = ?1 AND settings <> ?2")?
+        .execute((key.service.as_str(), Json(settings)))?;
+    Ok(())
 }

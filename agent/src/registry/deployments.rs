@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use mcp_spec::image::Digest;
-use mcp_spec::name::{ComponentName, ServiceName, Target};
+use mcp_spec::name::{ComponentKey, ComponentName, ServiceName, Target};
 use mcp_spec::revision::CommitId;
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use thiserror::Error;
@@ -320,6 +320,34 @@ impl Registry {
         self.write(move |tx| {
             move_to(tx, &id, state, line_at)?;
             super::journal::store(tx, &steps)
+        })
+        .await
+    }
+
+    /// Lets a deployment cross the line, unless an operator stopped or holds one of `heeded`: then
+    /// nothing is written, and it tells `false`.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NoSuchDeployment`].
+    pub async fn cross_line(
+        &self,
+        id: DeploymentId,
+        at: Timestamp,
+        heeded: Vec<ComponentKey>,
+    ) -> Result<bool, RegistryError> {
+        self.write(move |tx| {
+            let mut overridden = tx.prepare_cached(
+                "SELECT 1 FROM deployed WHERE service = ?1 AND component = ?2
+                 AND (stopped_by IS NOT NULL OR hold IS NOT NULL)",
+            )?;
+            for key in &heeded {
+                if overridden.exists((key.service.as_str(), key.component.as_str()))? {
+                    return Ok(false);
+                }
+            }
+            move_to(tx, &id, DeploymentState::Switching, Some(at))?;
+            Ok(true)
         })
         .await
     }

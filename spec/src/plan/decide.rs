@@ -275,7 +275,9 @@ fn decide(
         }
         Some(Observed::Present(live)) => {
             let drifted = drifted_fields(deployed, live);
-            if !drifted.is_empty() {
+            // What did not converge when it was deployed would not converge now.
+            let left = !operator && input.quarantined.contains(&(key.clone(), digest));
+            if !drifted.is_empty() && !left {
                 action.kind = ActionKind::Replace;
                 action.reason = Reason::Drifted(drifted);
             } else if live.state == ContainerState::Paused {

@@ -34,6 +34,26 @@ async fn a_committed_component_reads_back_whole() {
 }
 
 #[tokio::test]
+async fn settings_are_the_services_whichever_component_is_deployed() {
+    let fixture = Fixture::new();
+    fixture.deploy(set(row("shop/db", "v1", 1))).await;
+    fixture.deploy(set(row("blog/web", "v1", 2))).await;
+    let mut web = row("shop/web", "v1", 3);
+    web.settings.active = false;
+    fixture.deploy(set(web)).await;
+    let rows = fixture.registry.deployed_all().await.unwrap();
+    let active = |of: &str| {
+        rows.iter()
+            .find(|row| row.key == key(of))
+            .unwrap()
+            .settings
+            .active
+    };
+    assert!(!active("shop/db") && !active("shop/web"));
+    assert!(active("blog/web"));
+}
+
+#[tokio::test]
 async fn a_commit_is_whole_or_not_at_all() {
     let fixture = Fixture::new();
     let registry = &fixture.registry;

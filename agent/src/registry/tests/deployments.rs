@@ -113,6 +113,45 @@ async fn a_repeated_request_leads_to_the_first_deployment() {
 }
 
 #[tokio::test]
+async fn a_deployment_that_heeds_a_stop_or_a_hold_does_not_cross_the_line() {
+    let fixture = Fixture::new();
+    let registry = &fixture.registry;
+    fixture.deploy(set(row("shop/web", "v1", 1))).await;
+    fixture.deploy(set(row("shop/db", "v1", 2))).await;
+    let auto = id(3);
+    fixture.admit(&auto, Trigger::Auto).await;
+    let hold = HoldRow {
+        revision: commit(1),
+        by: "kyle".to_owned(),
+        at: time(1),
+        reason: None,
+    };
+    let holds = vec![(key("shop/web"), Some(hold))];
+    registry.set_hold(holds, Vec::new()).await.unwrap();
+    let cross = |of: &str| registry.cross_line(auto.clone(), time(2), vec![key(of)]);
+    assert!(!cross("shop/web").await.unwrap());
+    let Lookup::One(kept) = registry.deployment(auto.to_string()).await.unwrap() else {
+        panic!("the deployment is there");
+    };
+    assert_eq!(
+        (kept.state, kept.line_at),
+        (DeploymentState::Admitted, None)
+    );
+    let stop = StopOverride {
+        by: "kyle".to_owned(),
+        at: time(3),
+    };
+    let keys = vec![key("shop/db")];
+    registry
+        .set_stop(keys.clone(), Some(stop), Vec::new())
+        .await
+        .unwrap();
+    assert!(!cross("shop/db").await.unwrap());
+    registry.set_stop(keys, None, Vec::new()).await.unwrap();
+    assert!(cross("shop/db").await.unwrap());
+}
+
+#[tokio::test]
 async fn other_requests_are_answered_once() {
     let fixture = Fixture::new();
     let registry = &fixture.registry;

@@ -148,6 +148,23 @@ fn a_quarantined_spec_is_tried_again_by_an_operator_only() {
 }
 
 #[test]
+fn what_did_not_converge_is_replaced_by_an_operator_only() {
+    let mut world = settled();
+    let digest = world.of("web").spec_digest;
+    world
+        .of("web")
+        .baseline
+        .insert("memory".to_owned(), "as it was made".to_owned());
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert_eq!(world.kind(&auto, "web"), Some(ActionKind::Replace));
+    world.quarantined.insert((key("web"), digest));
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert_eq!(world.kind(&auto, "web"), Some(ActionKind::None));
+    let plan = world.deploy();
+    assert_eq!(world.kind(&plan, "web"), Some(ActionKind::Replace));
+}
+
+#[test]
 fn a_partial_target_with_an_absent_dependency_is_blocked_or_takes_it_along() {
     let mut world = World::empty();
     world.wants("db", component(""));
