@@ -410,7 +410,7 @@ impl World {
                 let is_its_policys =
                     *call == "start" && container.is_some_and(|c| !c.behaviour.lasts());
                 let name = container.map(|c| c.live.name.clone());
-                (!is_its_policys && !matches!(*call, "pull" | "remove"))
+                (!is_its_policys && !matches!(*call, "pull" | "remove" | "remove_network"))
                     .then(|| format!("{call} of {name:?}"))
             })
             .collect()
