@@ -169,8 +169,12 @@ impl Execution {
     /// Removes those networks that were made for the service and that no deployed component joins.
     pub(super) async fn drop_networks_of_service(&self) {
         let service = self.plan.service.as_str();
-        if let Ok(names) = self.context.runtime.networks(label::SERVICE, service).await {
-            self.drop_unjoined(names).await;
+        match self.context.runtime.networks(label::SERVICE, service).await {
+            Ok(names) => self.drop_unjoined(names).await,
+            Err(error) => {
+                tracing::warn!(service, %error, "cannot tell which networks were made for it");
+                self.left_over();
+            }
         }
     }
 
@@ -179,7 +183,7 @@ impl Execution {
             return;
         }
         let Ok(deployed) = self.context.registry.deployed_all().await else {
-            return;
+            return self.left_over();
         };
         names.retain(|name| {
             deployed.iter().all(|row| match &row.spec.network {
@@ -195,7 +199,7 @@ impl Execution {
             .networks(label::NODE, self.context.node.as_str())
             .await
         else {
-            return;
+            return self.left_over();
         };
         for name in names {
             if ours.contains(&name)
