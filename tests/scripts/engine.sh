@@ -33,11 +33,21 @@ load() {
     user=$(cat "$dir/user")
     # A socket path is limited to 107 bytes, so it lies at the top of DIR.
     socket=$dir/engine.sock
-    holder=$(cat "$dir/holder.pid" 2>/dev/null || true)
+    holder=$(own_pid "$dir/holder.pid")
 }
 
 # Not a zombie either: a slow parent may leave one for seconds.
 alive() { [ -n "$1" ] && grep -qs '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$1/status"; }
+
+# The process that FILE names, as long as it is this engine's: an id that outlived its process may by now be
+# anybody's. Each of the engine's processes bears DIR on its command line.
+own_pid() {
+    local pid; pid=$(cat "$1" 2>/dev/null || true)
+    if alive "$pid" && tr '\0' '\n' 2>/dev/null < "/proc/$pid/cmdline" | grep -qF "$dir/"; then echo "$pid"; fi
+}
+
+# When a process was started, in ticks since boot; nothing when it is gone.
+started_at() { sed 's/^.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20 || true; }
 
 # Runs a command in the engine's namespaces and as the engine's user, with its client set up.
 inside() { (become "$@"); }
@@ -171,7 +181,7 @@ start_holder() {
             done
         fi
         touch "$1/holder.ready"
-        exec sleep infinity
+        exec -a "$1/holder" sleep infinity
     ' holder "$dir" "$lane" < /dev/null >> "$dir/log" 2>&1 &
     holder=$!
     echo "$holder" > "$dir/holder.pid"
@@ -239,8 +249,8 @@ leftover_pids() {
 
 # The service and, rootless, the copy of itself that it runs in a user namespace.
 service_pids() {
-    local pid; pid=$(cat "$dir/service.pid" 2>/dev/null || true)
-    alive "$pid" || return 0
+    local pid; pid=$(own_pid "$dir/service.pid")
+    [ -n "$pid" ] || return 0
     [ "$lane" = docker ] || pgrep -P "$pid" -x podman || true
     echo "$pid"
 }
@@ -330,7 +340,8 @@ cmd_stop() {
 }
 
 cmd_reap() {
-    while alive "$2"; do sleep 0.5; done
+    local started; started=$(started_at "$2")
+    while alive "$2" && [ "$(started_at "$2")" = "$started" ]; do sleep 0.5; done
     "$self" stop "$1" || true
     rm -rf "$1"
 }
@@ -345,7 +356,7 @@ cmd_kill() {
 
 cmd_up() {
     load "$1"
-    if alive "$(cat "$dir/service.pid" 2>/dev/null || true)" && answers; then return 0; fi
+    if [ -n "$(own_pid "$dir/service.pid")" ] && answers; then return 0; fi
     start_service
 }
 
