@@ -212,7 +212,7 @@ async fn ours(
 struct Judged {
     live: LiveContainer,
     key: Option<ComponentKey>,
-    verdict: Result<Box<(DeployedRow, ServiceSettings)>, String>,
+    verdict: Result<Box<DeployedRow>, String>,
 }
 
 impl Judged {
@@ -223,7 +223,7 @@ impl Judged {
             verdict: self
                 .verdict
                 .as_ref()
-                .map(|row| row.0.revision)
+                .map(|row| row.revision)
                 .map_err(Clone::clone),
         }
     }
@@ -262,7 +262,7 @@ fn deployed(
     live: &LiveContainer,
     revisions: &RevisionStore,
     desired: &Desired,
-) -> Result<(DeployedRow, ServiceSettings), String> {
+) -> Result<DeployedRow, String> {
     if live.name != key.container_name() {
         return Err(format!("it is not called {}", key.container_name()));
     }
@@ -296,7 +296,7 @@ fn deployed(
     let (revision, (spec, settings)) = newest
         .or_else(|| Some((revision, spec_at(revision)?)))
         .ok_or_else(|| format!("{} does not give that spec", revision.short()))?;
-    let row = DeployedRow {
+    Ok(DeployedRow {
         key: key.clone(),
         spec_digest: digest,
         spec,
@@ -320,8 +320,7 @@ fn deployed(
         deployed_at: Timestamp::UNIX_EPOCH,
         adopted: false,
         settings,
-    };
-    Ok((row, settings))
+    })
 }
 
 /// Writes the rows down, a deployment of each service, so that history and `why` have something to tell.
@@ -335,12 +334,12 @@ async fn record(
     let mut seen = BTreeSet::new();
     for judged in judged {
         if let Ok(row) = judged.verdict
-            && seen.insert(row.0.key.clone())
+            && seen.insert(row.key.clone())
         {
             services
-                .entry(row.0.key.service.clone())
+                .entry(row.key.service.clone())
                 .or_default()
-                .push((judged.live, row.0));
+                .push((judged.live, *row));
         }
     }
     for (service, rows) in services {

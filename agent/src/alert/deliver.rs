@@ -77,10 +77,7 @@ impl Delivery {
                 () = stop.cancelled() => return Ok(()),
                 next = self.next() => match next {
                     Ok(pause) => pause,
-                    Err(error @ (RegistryError::Closed | RegistryError::WritesStopped)) => {
-                        return Err(error.into());
-                    }
-                    Err(error) if error.stops_writes() => return Err(error.into()),
+                    Err(error) if error.is_final() => return Err(error.into()),
                     Err(error) => {
                         tracing::error!(%error, "the outbox of alerts cannot be used");
                         FIRST_PAUSE

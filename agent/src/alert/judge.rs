@@ -81,10 +81,7 @@ impl Judge {
                 .await
             {
                 Ok(()) => {}
-                Err(error @ (RegistryError::Closed | RegistryError::WritesStopped)) => {
-                    return Err(error.into());
-                }
-                Err(error) if error.stops_writes() => return Err(error.into()),
+                Err(error) if error.is_final() => return Err(error.into()),
                 Err(error) => {
                     tracing::error!(%error, "alerts cannot be written down");
                     // What the memory has and the registry has not is judged again.

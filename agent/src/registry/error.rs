@@ -173,6 +173,12 @@ impl RegistryError {
         matches!(self, Self::Corrupt { .. } | Self::Io { .. })
     }
 
+    /// Whether the registry can no longer be used, so that the agent has to end.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Closed | Self::WritesStopped) || self.stops_writes()
+    }
+
     /// Sorts an error of SQLite.
     pub(super) fn from_sqlite(error: &rusqlite::Error) -> Self {
         let detail = error.to_string();

@@ -76,10 +76,7 @@ impl Recorder {
         };
         match result {
             Ok(()) => self.watch.set_recorded(batch.change),
-            Err(error @ (RegistryError::Closed | RegistryError::WritesStopped)) => {
-                return Err(error);
-            }
-            Err(error) if error.stops_writes() => return Err(error),
+            Err(error) if error.is_final() => return Err(error),
             Err(error) => {
                 tracing::error!(%error, "cannot write down what was observed");
                 let later = std::mem::take(&mut self.waiting);
