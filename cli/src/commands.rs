@@ -25,6 +25,7 @@ pub(crate) mod fetch;
 pub(crate) mod history;
 pub(crate) mod hold;
 pub(crate) mod init;
+mod lifecycle;
 pub(crate) mod list;
 pub(crate) mod login;
 pub(crate) mod logout;
