@@ -250,7 +250,7 @@ fn show(context: &Context, node: &str, event: &v1::Event) -> Result<(), Failure>
         line.push_str(&format!("  {}", short(&event.revision)));
     }
     let repeated = what.strip_prefix(event.kind.as_str());
-    let what = repeated.map_or(what, |rest| rest.trim_start_matches([' ', ':']));
+    let what = repeated.map_or(what, |rest| rest.trim_start_matches([' ', ':', ';']));
     if !what.is_empty() && what != event.kind {
         line.push_str(&format!("  {}", clean::line(what)));
     }
