@@ -18,6 +18,7 @@ use thiserror::Error;
 use crate::auth::issuer::Issuer;
 use crate::auth::token::{JwkError, read_jwks};
 use crate::config::{Config, ConfigError, Engine};
+use crate::disk;
 use crate::revisions::{OpenError, RevisionStore};
 
 mod certificates;
@@ -450,7 +451,7 @@ fn write(path: &Path, mode: u32, text: &str) -> Result<(), InitError> {
         .open(path)
         .and_then(|mut file| {
             file.write_all(text.as_bytes())?;
-            file.sync_all()
+            disk::sync(&file, path)
         })
         .map_err(|source| InitError::Write {
             path: path.to_owned(),
@@ -524,14 +525,17 @@ impl Made {
         })?;
         for entry in entries.flatten() {
             let target = self.data_dir.join(entry.file_name());
-            fs::rename(entry.path(), &target).map_err(|source| InitError::Write {
+            disk::rename(&entry.path(), &target).map_err(|source| InitError::Write {
                 path: target.clone(),
                 source,
             })?;
             self.published.borrow_mut().push(target);
         }
         let _ = fs::remove_dir(&self.unfinished);
-        Ok(())
+        disk::sync_dir(&self.data_dir).map_err(|source| InitError::Write {
+            path: self.data_dir.clone(),
+            source,
+        })
     }
 
     fn keep(&self) {

@@ -27,6 +27,7 @@ pub mod clock;
 pub mod config;
 pub mod deploy;
 pub mod desired;
+pub mod disk;
 pub mod init;
 pub mod intake;
 pub mod lock;

@@ -29,6 +29,7 @@ use thiserror::Error;
 use crate::blocking::blocking;
 use crate::config::Config;
 use crate::desired::Desired;
+use crate::disk;
 use crate::intake::{self, IntakeError, Origin};
 use crate::lock::{DataDirLock, LockError};
 use crate::random::Random;
@@ -438,7 +439,7 @@ fn put_in_place(
     now: Timestamp,
 ) -> Result<Option<PathBuf>, RebuildError> {
     let moved = |from: &Path, to: &Path| {
-        fs::rename(from, to).map_err(|source| RebuildError::Move {
+        disk::rename(from, to).map_err(|source| RebuildError::Move {
             file: from.to_owned(),
             source,
         })
@@ -453,11 +454,9 @@ fn put_in_place(
     }
     moved(fresh, database)?;
     let folder = database.parent().unwrap_or(Path::new("."));
-    fs::File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(|source| RebuildError::Move {
-            file: folder.to_owned(),
-            source,
-        })?;
+    disk::sync_dir(folder).map_err(|source| RebuildError::Move {
+        file: folder.to_owned(),
+        source,
+    })?;
     Ok(existed.then_some(aside))
 }

@@ -109,6 +109,27 @@ fn foreign_libraries_stay_behind_their_doors() {
 }
 
 #[test]
+fn what_has_to_outlast_a_power_cut_goes_through_the_disk() {
+    let mut wrong = Vec::new();
+    for file in sources(&["agent/src"]) {
+        if is_within(&file, "agent/src/disk") {
+            continue;
+        }
+        let code = code_of(&file);
+        for hidden in [".sync_all(", ".sync_data(", "fs::rename("] {
+            if code.contains(hidden) {
+                wrong.push(format!("{}: {hidden}", shown(&file)));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "the simulation cannot cut the power there:\n{}",
+        wrong.join("\n")
+    );
+}
+
+#[test]
 fn domain_is_pure() {
     let mut wrong = Vec::new();
     for file in sources(&["spec/src"]) {

@@ -25,6 +25,7 @@ use mcp_spec::name::ComponentKey;
 use thiserror::Error;
 
 use self::inside::Work;
+use crate::disk;
 use crate::runtime::UserNamespace;
 
 /// Where staged files lie.
@@ -148,7 +149,7 @@ impl Staging {
         }
         let write = || -> io::Result<()> {
             let dir = self.generation_dir(key, generation);
-            fs::create_dir_all(&dir)?;
+            disk::create_dir(&dir)?;
             write_beside(&path, bytes, file.mode)
         };
         write().map_err(|source| StageError::Io {
@@ -270,8 +271,12 @@ impl Staging {
     /// Forgets the kept bytes of a generation: its deployment has ended well. Blocking.
     pub fn settle(&self, key: &ComponentKey, generation: u64, files: &BTreeMap<String, FileMount>) {
         for target in files.keys() {
-            // A leftover copy costs a few bytes and is overwritten by nobody: not worth a failure.
-            drop(fs::remove_file(kept(&self.path(key, generation, target))));
+            // One that is not there is no failure. One that came back with a power cut would be put
+            // back by a later compensation, so its removal is flushed.
+            let kept = kept(&self.path(key, generation, target));
+            if fs::remove_file(&kept).is_ok() {
+                drop(kept.parent().map(disk::sync_dir));
+            }
         }
     }
 
@@ -350,12 +355,9 @@ fn write_beside(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         .open(&beside)?;
     file.write_all(bytes)?;
     file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    if let Some(dir) = path.parent() {
-        fs::File::open(dir)?.sync_all()?;
-    }
-    Ok(())
+    disk::sync(&file, &beside)?;
+    disk::rename(&beside, path)?;
+    path.parent().map_or(Ok(()), disk::sync_dir)
 }
 
 fn write_through(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
@@ -365,7 +367,7 @@ fn write_through(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
         .open(path)?;
     file.write_all(bytes)?;
     file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.sync_all()
+    disk::sync(&file, path)
 }
 
 /// Gives a file the owner that another has; nothing where it has it already.

@@ -1,6 +1,6 @@
 //! Opening the file: checks before anything is changed, settings, migrations.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use rusqlite::{Connection, OpenFlags};
 use rusqlite_migration::{M, Migrations};
 
 use super::OpenError;
+use crate::disk;
 
 /// Stands in the file's header and tells a registry from other programs' databases: "MCPR".
 const APPLICATION_ID: i64 = 0x4d43_5052;
@@ -104,9 +105,7 @@ fn make(path: &Path) -> Result<u64, OpenError> {
         && let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty())
     {
         // The name itself has to be on the disk before anything in it is acknowledged.
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(io)?;
+        disk::sync_dir(directory).map_err(io)?;
     }
     Ok(size)
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use mcp_spec::revision::CommitId;
 
-use super::durable;
+use crate::disk;
 
 const FILE: &str = "accepted-commits";
 
@@ -122,9 +122,9 @@ impl AcceptedLog {
         file.seek(SeekFrom::Start(self.bytes))?;
         let text: String = records.iter().map(Record::to_line).collect();
         file.write_all(text.as_bytes())?;
-        file.sync_all()?;
+        disk::sync(&file, &path)?;
         if fresh {
-            durable::sync_dir(data_dir)?;
+            disk::sync_dir(data_dir)?;
         }
         for record in records {
             self.push(record);

@@ -9,6 +9,7 @@ use super::durable;
 use super::limits::{Clockwork, Limits};
 use super::pack;
 use super::{ReadError, ReceiveError, RevisionStore};
+use crate::disk;
 
 /// From so many packs on, a start makes one of them. Git's own `gc.autoPackLimit` is 50.
 const MAX_PACKS: usize = 50;
@@ -57,7 +58,7 @@ impl RevisionStore {
         let indexed = pack::index(&spooled.incoming, &aside, &limits, &clock)?;
         durable::move_into(&indexed.pack, &pack_dir)?;
         durable::move_into(&indexed.index, &pack_dir)?;
-        durable::sync_dir(&pack_dir)?;
+        disk::sync_dir(&pack_dir)?;
         let kept: Option<PathBuf> = indexed.pack.file_name().map(|name| pack_dir.join(name));
         for path in packs {
             if Some(&path) != kept.as_ref() {
@@ -66,7 +67,7 @@ impl RevisionStore {
                 fs::remove_file(path)?;
             }
         }
-        durable::sync_dir(&pack_dir)?;
+        disk::sync_dir(&pack_dir)?;
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ use super::objects::Objects;
 use super::pack::{self, Indexed};
 use super::query::ReadError;
 use super::{Accepted, ReceiveError, RevisionStore, VerifiedRevision};
+use crate::disk;
 
 /// The steps of a promotion, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +72,7 @@ impl RevisionStore {
     /// Takes a pack into a quarantine of its own, bounded and not yet looked at.
     pub(super) fn spool(&self, pack: impl Read, limits: &Limits) -> Result<Spooled, ReceiveError> {
         let dir = self.quarantine_dir();
-        durable::create_dir(&dir).map_err(ReceiveError::io("make the quarantine"))?;
+        disk::create_dir(&dir).map_err(ReceiveError::io("make the quarantine"))?;
         // Removed when it goes out of scope, whatever the verdict.
         let dir = tempfile::Builder::new()
             .prefix("pack-")
@@ -225,7 +226,7 @@ impl RevisionStore {
         self.step(Step::MoveIndex)?;
         durable::move_into(&indexed.index, &pack_dir)
             .map_err(ReceiveError::io("move the pack into the repository"))?;
-        durable::sync_dir(&pack_dir).map_err(ReceiveError::io("flush the repository"))?;
+        disk::sync_dir(&pack_dir).map_err(ReceiveError::io("flush the repository"))?;
         self.move_on(new, revisions, now).inspect_err(|_| {
             self.state
                 .write()

@@ -7,20 +7,12 @@ use std::path::Path;
 use jiff::Timestamp;
 use mcp_spec::revision::CommitId;
 
+use crate::disk;
+
 /// Where the accepted head lives, below the repository.
 pub(super) const HEAD_REF: &str = "refs/mcp/head";
 
 const HIGH_WATER: &str = "high-water";
-
-/// Flushes a directory, so that a rename in it lasts.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-/// Flushes a file's contents.
-pub(super) fn sync_file(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
 
 /// Puts these bytes at `path`, whole or not at all.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -30,24 +22,9 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = dir.join(format!("{}.lock", name.to_string_lossy()));
     let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    sync_dir(dir)
-}
-
-/// Makes a directory and those above it, each flushed.
-pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = dir.parent() {
-        create_dir(parent)?;
-        match fs::create_dir(dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => sync_dir(parent)?,
-        }
-    }
-    Ok(())
+    disk::sync(&file, &temporary)?;
+    disk::rename(&temporary, path)?;
+    disk::sync_dir(dir)
 }
 
 /// Moves a flushed file into a directory of the same file system. One that is there already stays:
@@ -55,11 +32,11 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
 pub(super) fn move_into(file: &Path, dir: &Path) -> io::Result<()> {
     let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let target = dir.join(name);
-    sync_file(file)?;
+    disk::sync_file(file)?;
     if target.exists() {
         return Ok(());
     }
-    fs::rename(file, target)
+    disk::rename(file, &target)
 }
 
 /// What the high-water file says.
@@ -113,7 +90,7 @@ pub(super) fn move_head(
     let path = repository.join(HEAD_REF);
     let lock = repository.join(format!("{HEAD_REF}.lock"));
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    create_dir(dir)?;
+    disk::create_dir(dir)?;
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -124,7 +101,7 @@ pub(super) fn move_head(
         }
         let log = repository.join("logs").join(HEAD_REF);
         if let Some(dir) = log.parent() {
-            create_dir(dir)?;
+            disk::create_dir(dir)?;
         }
         let fresh = !log.exists();
         let before = old.map_or_else(|| "0".repeat(40), |old| old.to_string());
@@ -134,19 +111,19 @@ pub(super) fn move_head(
         );
         let mut reflog = OpenOptions::new().append(true).create(true).open(&log)?;
         reflog.write_all(line.as_bytes())?;
-        reflog.sync_all()?;
+        disk::sync(&reflog, &log)?;
         if let (true, Some(dir)) = (fresh, log.parent()) {
-            sync_dir(dir)?;
+            disk::sync_dir(dir)?;
         }
         file.write_all(format!("{new}\n").as_bytes())?;
-        file.sync_all()
+        disk::sync(&file, &lock)
     })();
     if let Err(error) = result {
         let _ = fs::remove_file(&lock);
         return Err(error);
     }
-    fs::rename(&lock, &path)?;
-    sync_dir(dir)
+    disk::rename(&lock, &path)?;
+    disk::sync_dir(dir)
 }
 
 /// `None` where there is no file, `Some(None)` where it holds no commit id.

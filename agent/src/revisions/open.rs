@@ -16,6 +16,7 @@ use super::history::Verification;
 use super::limits::{Clockwork, Limits};
 use super::objects::{Kind, ObjectError, Objects};
 use super::{ReceiveError, RevisionStore, State, TrustRoots};
+use crate::disk;
 
 /// Why the store could not be opened.
 #[derive(Debug, Error)]
@@ -71,7 +72,7 @@ impl RevisionStore {
         if repository.exists() {
             return Ok(());
         }
-        durable::create_dir(data_dir).map_err(OpenError::io("make the data directory"))?;
+        disk::create_dir(data_dir).map_err(OpenError::io("make the data directory"))?;
         // Made aside and renamed, so that a crash leaves no half of a repository.
         let aside = data_dir.join("repo.git.new");
         remove_dir(&aside).map_err(OpenError::io("clear an unfinished repository"))?;
@@ -85,8 +86,8 @@ impl RevisionStore {
             reason: error.to_string(),
         })?;
         sync_tree(&aside).map_err(OpenError::io("flush the new repository"))?;
-        fs::rename(&aside, &repository).map_err(OpenError::io("put the repository in place"))?;
-        durable::sync_dir(data_dir).map_err(OpenError::io("flush the data directory"))
+        disk::rename(&aside, &repository).map_err(OpenError::io("put the repository in place"))?;
+        disk::sync_dir(data_dir).map_err(OpenError::io("flush the data directory"))
     }
 
     /// Opens the store: clears what a crash left, and holds head, high-water mark and accepted
@@ -343,8 +344,8 @@ fn sync_tree(dir: &Path) -> io::Result<()> {
         if path.is_dir() {
             sync_tree(&path)?;
         } else {
-            durable::sync_file(&path)?;
+            disk::sync_file(&path)?;
         }
     }
-    durable::sync_dir(dir)
+    disk::sync_dir(dir)
 }
