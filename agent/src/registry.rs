@@ -109,6 +109,13 @@ impl<T> Lookup<T> {
 }
 
 impl Registry {
+    /// Whether a commit is on the disk when it is acknowledged; `None` outside a simulation.
+    #[cfg(any(test, feature = "testing"))]
+    #[must_use]
+    pub fn syncs_commits(&self) -> Option<bool> {
+        self.shared.writer.syncs_commits()
+    }
+
     /// Opens the registry at `path`, makes it where there is none, and brings its schema up to date.
     ///
     /// Blocks on the disk; call it once, at the start.

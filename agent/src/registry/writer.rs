@@ -20,6 +20,10 @@ const QUEUE: usize = 256;
 /// Most jobs in one transaction, so that the first of them does not wait for long.
 const GROUP: usize = 128;
 
+/// What SQLite calls the level from which on it syncs the log at each commit.
+#[cfg(any(test, feature = "testing"))]
+const FULL: i64 = 2;
+
 /// The transaction that a job writes in.
 #[derive(Debug)]
 pub(super) struct WriteTx<'c> {
@@ -176,6 +180,26 @@ impl Writer {
             }
         }
         answer.await.map_err(|_| RegistryError::Closed)?
+    }
+
+    /// Whether a commit is on the disk when it is acknowledged, as the connection itself says. Only in a
+    /// simulation, where no thread has it.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn syncs_commits(&self) -> Option<bool> {
+        let Way::Inline(committer) = &self.way else {
+            return None;
+        };
+        let committer = committer
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let connection = &committer.connection;
+        let journal: String = connection
+            .pragma_query_value(None, "journal_mode", |row| row.get(0))
+            .ok()?;
+        let synchronous: i64 = connection
+            .pragma_query_value(None, "synchronous", |row| row.get(0))
+            .ok()?;
+        Some(journal == "wal" && synchronous >= FULL)
     }
 
     pub(super) fn newest_event(&self) -> watch::Receiver<u64> {

@@ -4,13 +4,14 @@
 //! container does once started is written in its image's tag ([`Behaviour`]). Faults are chosen by the
 //! seed ([`Fate`]); each call that changes something holds its container's lock, as real engines do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use mcp_agent::clock::Clock as _;
-use mcp_agent::runtime::{ContainerRequest, EngineEvent, RuntimeError};
+use mcp_agent::runtime::{ContainerRequest, EngineEvent, KeepTag, RuntimeError};
+use mcp_spec::component::Network;
 use mcp_spec::image::Digest;
 use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::{ContainerId, ContainerState, ImageId, LiveContainer, label};
@@ -20,7 +21,7 @@ use tokio::time::sleep;
 use super::clock::SimClock;
 use super::dice::Dice;
 use super::history::NODE;
-use super::model::{Deed, Model};
+use super::model::Model;
 use super::trace::Trace;
 
 /// What a container does once it was started.
@@ -62,6 +63,7 @@ impl Behaviour {
             },
             "crash" => ending(700, 1),
             "flaky" => ending(45_000, 1),
+            "brief" => ending(12_000, 2),
             "once" => ending(20_000, 0),
             "done" => ending(900, 0),
             "long" => ending(15_000, 0),
@@ -82,6 +84,10 @@ pub(crate) struct Container {
     /// Somebody else's: the agent must not touch it.
     pub(crate) is_foreign: bool,
     pub(crate) behaviour: Behaviour,
+    /// Its configuration as it was made.
+    pub(crate) made_as: BTreeMap<String, String>,
+    /// The networks that it joins.
+    pub(crate) networks: BTreeSet<String>,
     /// Counts its starts, so that an end is that of its own run.
     run: u64,
     lock: Arc<tokio::sync::Mutex<()>>,
@@ -107,6 +113,10 @@ pub(crate) struct State {
     /// Networks with their labels.
     pub(crate) networks: BTreeMap<String, BTreeMap<String, String>>,
     pub(crate) volumes: BTreeMap<String, BTreeMap<String, String>>,
+    /// Names that keep images.
+    pub(crate) tags: BTreeMap<KeepTag, ImageId>,
+    /// The images were lost once: what was kept of them is not kept again.
+    pub(crate) lost_images: bool,
     pub(crate) is_down: bool,
     /// Grows with each restart of the engine: what was under way then is lost.
     epoch: u64,
@@ -374,7 +384,11 @@ impl Engine {
             false,
         );
         if let Some(container) = state.containers.get_mut(&live) {
+            container.made_as.clone_from(&fields);
             container.live.fields = fields;
+            if let Network::User(of) = &spec.network {
+                container.networks = of.keys().cloned().collect();
+            }
         }
         self.tell(&live, &request.name, "create", None);
         Ok(live)
@@ -407,6 +421,8 @@ impl Engine {
             },
             is_foreign,
             behaviour: Behaviour::of(tag),
+            made_as: BTreeMap::new(),
+            networks: BTreeSet::new(),
             run: 0,
             lock: Arc::default(),
         };
@@ -534,13 +550,21 @@ impl Engine {
         state.networks.clear();
         if with_images {
             state.images.clear();
+            state.tags.clear();
+            state.lost_images = true;
         }
     }
 
-    /// The model's judgement of what the agent made.
-    pub(crate) fn judge(&self, state: &State, id: &ContainerId) {
-        if let Some(container) = state.containers.get(id) {
-            self.model.judge(container, Deed::Made);
+    /// Everything that the agent runs comes to harm.
+    pub(crate) fn harm_all(&self) {
+        let keys: Vec<ComponentKey> = self
+            .state()
+            .containers
+            .values()
+            .filter_map(Container::key)
+            .collect();
+        for key in keys {
+            self.model.harm(&key);
         }
     }
 }

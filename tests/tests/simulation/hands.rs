@@ -16,7 +16,7 @@ use tokio::sync::broadcast;
 
 use super::engine::{Engine, image_id, not_found};
 use super::history::NOWHERE;
-use super::life::Life;
+use super::life::{Life, Moment};
 use super::model::Deed;
 
 /// The hold that one life has on the engine.
@@ -33,12 +33,12 @@ impl Hands {
         call: &'static str,
         answer: impl FnOnce(&super::engine::State) -> T,
     ) -> Result<T, RuntimeError> {
-        self.0.step(call).await;
+        self.0.step(call, Moment::Look).await;
         let result = self.engine().ask(call, answer).await;
         if result.is_err() {
             self.engine().trace.line(|| format!("{call} failed"));
         }
-        self.0.step(call).await;
+        self.0.step(call, Moment::Look).await;
         result
     }
 
@@ -52,7 +52,7 @@ impl Hands {
         + Send
         + 'static,
     ) -> Result<T, RuntimeError> {
-        self.0.step(call).await;
+        self.0.step(call, Moment::Act).await;
         let engine = self.engine();
         let result = engine.change(call, container.cloned(), took, effect).await;
         engine.trace.line(|| {
@@ -62,7 +62,7 @@ impl Hands {
             };
             format!("{call} {about}: {said}")
         });
-        self.0.step(call).await;
+        self.0.step(call, Moment::Act).await;
         result
     }
 }
@@ -81,7 +81,7 @@ impl Hands {
         if deed == Deed::Started && container.runs() {
             return;
         }
-        engine.model.judge(container, deed);
+        engine.model.judge(&state, container, &deed);
     }
 }
 
@@ -180,30 +180,53 @@ impl Runtime for Hands {
         .await
     }
 
-    async fn tag(&self, id: &ImageId, _name: &KeepTag) -> Result<(), RuntimeError> {
-        let id = id.clone();
-        self.ask("tag", |state| {
-            state.images.values().any(|known| *known == id)
+    async fn tag(&self, id: &ImageId, name: &KeepTag) -> Result<(), RuntimeError> {
+        let (id, name) = (id.clone(), name.clone());
+        self.change("tag", "an image", None, Duration::ZERO, move |_, state| {
+            if !state.images.values().any(|known| *known == id) {
+                return Err(RuntimeError::NotFound {
+                    what: "image".to_owned(),
+                });
+            }
+            state.tags.insert(name, id);
+            Ok(())
         })
-        .await?
-        .then_some(())
-        .ok_or(RuntimeError::NotFound {
-            what: "image".to_owned(),
-        })
+        .await
     }
 
-    async fn untag(&self, _name: &KeepTag) -> Result<(), RuntimeError> {
-        self.ask("untag", |_| ()).await
+    async fn untag(&self, name: &KeepTag) -> Result<(), RuntimeError> {
+        let name = name.clone();
+        self.change(
+            "untag",
+            "an image",
+            None,
+            Duration::ZERO,
+            move |_, state| {
+                state.tags.remove(&name);
+                Ok(())
+            },
+        )
+        .await
+    }
+
+    async fn kept(&self) -> Result<Vec<KeepTag>, RuntimeError> {
+        self.ask("kept", |state| state.tags.keys().cloned().collect())
+            .await
     }
 
     async fn create(&self, request: &ContainerRequest) -> Result<ContainerId, RuntimeError> {
         let took = self.engine().takes(5, 120);
         let request = request.clone();
         let name = request.name.clone();
+        if self.0.is_over() {
+            return std::future::pending().await;
+        }
+        {
+            let state = self.engine().state();
+            self.engine().model.judge_making(&state, &request);
+        }
         self.change("create", &name, None, took, move |engine, state| {
-            let id = engine.make(state, &request)?;
-            engine.judge(state, &id);
-            Ok(id)
+            engine.make(state, &request)
         })
         .await
     }
@@ -245,7 +268,7 @@ impl Runtime for Hands {
     async fn signal(&self, id: &ContainerId, signal: &str) -> Result<(), RuntimeError> {
         let target = id.clone();
         let about = format!("{} {signal}", id.short_name());
-        self.judge(id, Deed::Changed).await;
+        self.judge(id, Deed::Signalled).await;
         self.change(
             "signal",
             &about,
@@ -263,7 +286,7 @@ impl Runtime for Hands {
         let (target, name) = (id.clone(), name.to_owned());
         let about = format!("{} to {name}", id.short_name());
         let took = self.engine().takes(1, 30);
-        self.judge(id, Deed::Changed).await;
+        self.judge(id, Deed::Renamed(name.clone())).await;
         self.change("rename", &about, Some(id), took, move |engine, state| {
             engine.rename(state, &target, &name)
         })
@@ -336,18 +359,22 @@ impl Runtime for Hands {
     async fn remove_network(&self, name: &str) -> Result<bool, RuntimeError> {
         let name = name.to_owned();
         let about = name.clone();
+        if !self.0.is_over() {
+            let state = self.engine().state();
+            self.engine().model.judge_network(&state, &name);
+        }
         self.change(
             "remove_network",
             &about,
             None,
             Duration::ZERO,
-            move |engine, state| {
-                if state.networks.get(&name).is_some_and(BTreeMap::is_empty) {
-                    engine.trace.violation(format!(
-                        "the network {name} is somebody else's, and was removed"
-                    ));
-                }
-                Ok(state.networks.remove(&name).is_some())
+            move |_, state| {
+                // One that is in use stays, and the engine says so.
+                let is_used = state
+                    .containers
+                    .values()
+                    .any(|c| c.networks.contains(&name));
+                Ok(!is_used && state.networks.remove(&name).is_some())
             },
         )
         .await

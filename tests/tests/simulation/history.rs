@@ -4,7 +4,7 @@
 //! deploy, and `blog`, which the agent reconciles by itself. A seed begins with a copy of a data
 //! directory that holds a history's first revision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ use mcp_spec::revision::CommitId;
 use tempfile::TempDir;
 
 use super::dice::Dice;
+use super::profile::Theme;
 
 /// The one node.
 pub(crate) const NODE: &str = "rift";
@@ -31,13 +32,26 @@ pub(crate) const NODE: &str = "rift";
 /// The tag of images that no registry has.
 pub(crate) const NOWHERE: &str = "missing";
 
-/// Histories, and revisions of each: enough that no two seeds are alike, and made in a second or two.
-const HISTORIES: u64 = 6;
+/// The themes of the histories: enough that no two seeds are alike, and made in a second or two.
+const HISTORIES: &[Theme] = &[
+    Theme::Mixed,
+    Theme::Mixed,
+    Theme::Mixed,
+    Theme::Mixed,
+    Theme::Jobs,
+    Theme::Jobs,
+    Theme::Auto,
+    Theme::Auto,
+    Theme::Ending,
+];
+
+/// Revisions of each.
 const REVISIONS: usize = 10;
 
 /// One history.
 #[derive(Debug)]
 pub(crate) struct History {
+    theme: Theme,
     /// A data directory with the first revision.
     pub(crate) template: PathBuf,
     pub(crate) revisions: Vec<Step>,
@@ -52,6 +66,10 @@ pub(crate) struct Step {
     pub(crate) pack: Vec<u8>,
     /// The specs that it gives to the node.
     pub(crate) specs: BTreeMap<ComponentKey, Digest>,
+    /// Their images.
+    pub(crate) images: BTreeMap<ComponentKey, String>,
+    /// The services that are to be stopped.
+    pub(crate) inactive: BTreeSet<String>,
 }
 
 /// Everything that all seeds share.
@@ -61,6 +79,18 @@ pub(crate) struct Library {
     pub(crate) verifier: Arc<Issuers>,
     pub(crate) node: NodeName,
     _dir: TempDir,
+}
+
+impl Library {
+    /// A history of a theme.
+    pub(crate) fn of(&self, theme: Theme, dice: &Dice) -> Arc<History> {
+        let of: Vec<&Arc<History>> = self
+            .histories
+            .iter()
+            .filter(|history| history.theme == theme)
+            .collect();
+        Arc::clone(dice.pick(&of).unwrap())
+    }
 }
 
 /// The histories; made at the first call.
@@ -90,8 +120,9 @@ fn make() -> Library {
         ],
     );
     let public = fs::read_to_string(dir.path().join("owner.pub")).unwrap();
-    let histories = (0..HISTORIES)
-        .map(|number| Arc::new(history(dir.path(), number, &public, &node)))
+    let histories = (0..)
+        .zip(HISTORIES)
+        .map(|(number, theme)| Arc::new(history(dir.path(), number, *theme, &public, &node)))
         .collect();
     let data = dir.path().join("issuer");
     fs::create_dir(&data).unwrap();
@@ -105,7 +136,7 @@ fn make() -> Library {
     }
 }
 
-fn history(dir: &Path, number: u64, public: &str, node: &NodeName) -> History {
+fn history(dir: &Path, number: u64, theme: Theme, public: &str, node: &NodeName) -> History {
     let work = dir.join(format!("work-{number}"));
     let template = dir.join(format!("data-{number}"));
     fs::create_dir_all(work.join(".mcp")).unwrap();
@@ -122,7 +153,7 @@ fn history(dir: &Path, number: u64, public: &str, node: &NodeName) -> History {
     let all = Arc::new(RevisionStore::open(&scratch, trust.clone()).unwrap());
     let desired = Desired::new(node.clone(), Arc::clone(&all));
     let dice = Dice::of(number, "history");
-    let mut writer = Writer::new(&dice);
+    let mut writer = Writer::new(&dice, theme);
     let mut revisions: Vec<Step> = Vec::new();
     for revision in 0..REVISIONS {
         writer.write(&work, &dice, revision);
@@ -146,25 +177,27 @@ fn history(dir: &Path, number: u64, public: &str, node: &NodeName) -> History {
                 .unwrap();
         }
         let set = desired.at(commit).unwrap();
-        let specs = set
-            .services
-            .values()
-            .flat_map(|service| {
-                service.components.iter().map(|(component, spec)| {
-                    (
-                        ComponentKey::new(service.name.clone(), component.clone()),
-                        spec.digest(),
-                    )
-                })
-            })
-            .collect();
-        revisions.push(Step {
+        let mut step = Step {
             commit,
             pack,
-            specs,
-        });
+            specs: BTreeMap::new(),
+            images: BTreeMap::new(),
+            inactive: BTreeSet::new(),
+        };
+        for service in set.services.values() {
+            if !service.active {
+                step.inactive.insert(service.name.to_string());
+            }
+            for (component, spec) in &service.components {
+                let key = ComponentKey::new(service.name.clone(), component.clone());
+                step.specs.insert(key.clone(), spec.digest());
+                step.images.insert(key, spec.image.to_string());
+            }
+        }
+        revisions.push(step);
     }
     History {
+        theme,
         template,
         revisions,
         trust,
@@ -173,6 +206,7 @@ fn history(dir: &Path, number: u64, public: &str, node: &NodeName) -> History {
 
 /// Writes one definition after another, each a change of the one before.
 struct Writer {
+    theme: Theme,
     images: BTreeMap<&'static str, String>,
     migrates: bool,
     has_cache: bool,
@@ -183,11 +217,13 @@ struct Writer {
 
 const GOOD: &[&str] = &["good", "good", "good", "good", "good", "slow"];
 const BAD: &[&str] = &["crash", "sick", "flaky", "once", NOWHERE, "odd"];
+const ENDING: &[&str] = &["flaky", "flaky", "once", "brief"];
 const JOBS: &[&str] = &["done", "done", "done", "long", "fails"];
 
 impl Writer {
-    fn new(dice: &Dice) -> Self {
+    fn new(dice: &Dice, theme: Theme) -> Self {
         Self {
+            theme,
             images: BTreeMap::from([
                 ("db", "good1".to_owned()),
                 ("api", "good1".to_owned()),
@@ -197,7 +233,7 @@ impl Writer {
                 ("app", "good1".to_owned()),
                 ("side", "good1".to_owned()),
             ]),
-            migrates: dice.chance(500),
+            migrates: theme == Theme::Jobs || dice.chance(500),
             has_cache: dice.chance(500),
             has_side: true,
             is_active: true,
@@ -205,24 +241,39 @@ impl Writer {
         }
     }
 
+    fn change(&mut self, dice: &Dice, name: &'static str, revision: usize) {
+        let bad = match self.theme {
+            Theme::Auto => 450,
+            _ => 300,
+        };
+        let of = match name {
+            "migrate" => JOBS,
+            _ if self.theme == Theme::Ending && dice.chance(600) => ENDING,
+            _ if dice.chance(bad) => BAD,
+            _ => GOOD,
+        };
+        let image = format!("{}{}", dice.pick(of).unwrap(), revision + 1);
+        self.images.insert(name, image);
+    }
+
     fn write(&mut self, work: &Path, dice: &Dice, revision: usize) {
         if revision > 0 {
-            let names: Vec<&'static str> = self.images.keys().copied().collect();
+            let mut names: Vec<&'static str> = self.images.keys().copied().collect();
+            match self.theme {
+                Theme::Mixed => {}
+                Theme::Jobs => self.change(dice, "migrate", revision),
+                Theme::Auto => names = vec!["app", "app", "side", "web"],
+                Theme::Ending => names = vec!["app", "web", "api", "db"],
+            }
             for _ in 0..=dice.below(3) {
-                let name = *dice.pick(&names).unwrap();
-                let of = match name {
-                    "migrate" => JOBS,
-                    _ if dice.chance(300) => BAD,
-                    _ => GOOD,
-                };
-                let image = format!("{}{}", dice.pick(of).unwrap(), revision + 1);
-                self.images.insert(name, image);
+                self.change(dice, dice.pick(&names).unwrap(), revision);
             }
             self.level = dice.below(3);
-            self.migrates ^= dice.chance(200);
+            self.migrates ^= self.theme != Theme::Jobs && dice.chance(200);
             self.has_cache ^= dice.chance(200);
             self.has_side ^= dice.chance(200);
-            self.is_active = dice.chance(900);
+            let idle = if self.theme == Theme::Auto { 250 } else { 100 };
+            self.is_active = !dice.chance(idle);
         }
         fs::write(
             work.join("files/shop/web.conf"),

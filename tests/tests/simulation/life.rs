@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -17,14 +17,33 @@ use tokio::sync::Notify;
 use super::dice::Dice;
 use super::engine::Engine;
 
+/// What a life is about to do, or has just done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// A question to the engine, or work on the disk.
+    Look,
+    /// A call that changes the engine, or a transaction that a deployment lives by.
+    Act,
+}
+
+/// When a life is to be killed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fuse {
+    /// Never.
+    Off,
+    /// After so many steps.
+    Steps(u64),
+    /// After so many acts while a deployment is under way.
+    Acts(u64),
+}
+
 /// One life of the agent.
 pub(crate) struct Life {
     pub(crate) engine: Arc<Engine>,
     pub(crate) number: u64,
     over: AtomicBool,
     pub(crate) killed: Notify,
-    /// Steps until it is killed; 0 where it is not to be.
-    fuse: AtomicU64,
+    fuse: Mutex<Fuse>,
     pub(crate) registry: OnceLock<Registry>,
     pub(crate) dice: Dice,
     /// The disk is full in a thousand writes.
@@ -44,7 +63,7 @@ impl Life {
             number,
             over: AtomicBool::new(false),
             killed: Notify::new(),
-            fuse: AtomicU64::new(0),
+            fuse: Mutex::new(Fuse::Off),
             registry: OnceLock::new(),
             dice: Dice::of(seed.wrapping_add(number), "life"),
             full: AtomicU64::new(0),
@@ -55,9 +74,8 @@ impl Life {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Kills it at the n-th step from now; 0 takes this back.
-    pub(crate) fn kill_after(&self, steps: u64) {
-        self.fuse.store(steps, Ordering::Relaxed);
+    pub(crate) fn set_fuse(&self, fuse: Fuse) {
+        *self.fuse.lock().unwrap() = fuse;
     }
 
     pub(crate) fn set_full(&self, in_a_thousand: u64) {
@@ -73,17 +91,33 @@ impl Life {
         }
     }
 
+    fn burns_down(&self, moment: Moment) -> bool {
+        let mut fuse = self.fuse.lock().unwrap();
+        let counts = match *fuse {
+            Fuse::Off => false,
+            Fuse::Steps(_) => true,
+            Fuse::Acts(_) => moment == Moment::Act && self.engine.model.is_deploying(),
+        };
+        let (Fuse::Steps(left) | Fuse::Acts(left)) = &mut *fuse else {
+            return false;
+        };
+        if counts {
+            *left = left.saturating_sub(1);
+        }
+        let ends = *left == 0;
+        if ends {
+            *fuse = Fuse::Off;
+        }
+        ends
+    }
+
     /// A point at which it can be killed.
-    pub(crate) async fn step(&self, what: &'static str) {
-        let left = self.fuse.load(Ordering::Relaxed);
-        if left == 1 {
+    pub(crate) async fn step(&self, what: &'static str, moment: Moment) {
+        if !self.is_over() && self.burns_down(moment) {
             self.engine
                 .trace
                 .line(|| format!("agent {}: at {what}", self.number));
             self.kill();
-        }
-        if left > 0 {
-            self.fuse.store(left - 1, Ordering::Relaxed);
         }
         if self.is_over() {
             std::future::pending::<()>().await;
@@ -99,6 +133,18 @@ impl Life {
 #[derive(Debug)]
 pub(crate) struct SimPace(pub(crate) Arc<Life>);
 
+/// Transactions that no deployment lives by.
+fn is_aside(name: &str) -> bool {
+    matches!(
+        short(name),
+        "record_observed" | "prune" | "record_revisions" | "record_judgement" | "remember"
+    )
+}
+
+const fn before(is_aside: bool) -> Moment {
+    if is_aside { Moment::Look } else { Moment::Act }
+}
+
 impl Pace for SimPace {
     fn before(&self, work: Work) -> BoxFuture<'static, Result<(), RegistryError>> {
         let life = Arc::clone(&self.0);
@@ -106,18 +152,21 @@ impl Pace for SimPace {
             return std::future::ready(Ok(())).boxed();
         }
         async move {
-            life.step("disk work").await;
-            if let Work::Write(name) = work {
-                if life.dice.chance(30) {
-                    tokio::time::sleep(life.dice.millis(1, 40)).await;
-                    life.step("a slow write").await;
-                }
-                if life.dice.chance(life.full.load(Ordering::Relaxed)) {
-                    life.engine
-                        .trace
-                        .line(|| format!("registry: full at {}", short(name)));
-                    return Err(RegistryError::Full);
-                }
+            let Work::Write(name) = work else {
+                life.step("disk work", Moment::Look).await;
+                return Ok(());
+            };
+            life.step("a write", before(is_aside(name))).await;
+            if life.dice.chance(30) {
+                tokio::time::sleep(life.dice.millis(1, 40)).await;
+                life.step("a slow write", Moment::Look).await;
+            }
+            if life.dice.chance(life.full.load(Ordering::Relaxed)) {
+                life.engine
+                    .trace
+                    .line(|| format!("registry: full at {}", short(name)));
+                life.engine.model.could_not_write();
+                return Err(RegistryError::Full);
             }
             Ok(())
         }
@@ -134,18 +183,15 @@ impl Pace for SimPace {
                 life.engine
                     .trace
                     .line(|| format!("registry: {}", short(name)));
-                let tells_nothing = matches!(
-                    short(name),
-                    "journal"
-                        | "record_observed"
-                        | "next_generations"
-                        | "prune"
-                        | "record_revisions"
-                );
+                let tells_nothing = is_aside(name) || short(name) == "next_generations";
                 if let (Some(registry), false) = (life.registry.get(), tells_nothing) {
-                    life.engine.model.look(&life.engine, registry);
+                    life.engine.model.look(&life.engine, registry, short(name));
                 }
-                life.step("what follows a write").await;
+                life.step("what follows a write", before(is_aside(name)))
+                    .await;
+            } else if life.is_over() {
+                // The power went in the middle of it.
+                std::future::pending::<()>().await;
             }
         }
         .boxed()

@@ -29,6 +29,8 @@ mod life;
 mod model;
 mod node;
 mod operators;
+mod power;
+mod profile;
 mod trace;
 mod world;
 
@@ -98,8 +100,11 @@ fn every_rule_holds_whatever_happens() {
                         return;
                     }
                     let run = std::panic::catch_unwind(|| world::run(seed, false));
-                    let (lines, broken) =
-                        run.unwrap_or_else(|_| (Vec::new(), Some("it panicked".to_owned())));
+                    let (lines, broken) = run.unwrap_or_else(|panic| {
+                        let text = panic.downcast_ref::<String>().cloned();
+                        let text = text.unwrap_or_default();
+                        (Vec::new(), Some(format!("it panicked: {text}")))
+                    });
                     if let Some(rule) = broken {
                         failed.lock().unwrap().push((seed, rule, lines));
                     }

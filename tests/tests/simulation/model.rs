@@ -1,50 +1,64 @@
 //! The reference model: the rules that hold whatever happens, small enough to be read at one sitting.
 //!
 //! It sees every change of the engine's containers and every transaction of the registry, and judges
-//! each call of the agent when it is made. It knows nothing of how the agent works: only what is
-//! deployed, which deployments are under way and how far, and who did what to a container.
+//! each call of the agent when it is made (here) and each transaction when it is written (`ledger`). It
+//! knows nothing of how the agent works: only what is deployed, which deployments are under way and how
+//! far, and who did what to a container. What has to be true of a node at rest is in `rest`.
 //!
 //! The rules, as `docs/architecture.md` has them:
 //!
 //! 1. At most one generation of a component runs.
 //! 2. What is not the agent's is not touched.
-//! 3. What is made comes from an accepted revision, and is the spec that it gives.
+//! 3. What is made comes from an accepted revision, is the spec that it gives, is journalled before it
+//!    is made, before the line, and its image is kept by then.
 //! 4. A container that runs is stopped only by a deployment beyond the line that has it to stop; a
-//!    registered container is never removed.
-//! 5. A container is started by a deployment beyond the line, or by its restart policy: then it is
-//!    the registered one, wanted, no job, nothing else is under way, and the pauses are kept.
+//!    registered container is never removed, a network that a component joins neither.
+//! 5. A container is started by a deployment beyond the line, which starts what it has to start under its
+//!    component's name; or by its restart policy: then it is the registered one, wanted, no job, its
+//!    policy asks for it, nothing else is under way, and the pauses are kept.
 //! 6. The agent by itself changes nothing that is stopped, held or quarantined, and runs no job.
 //! 7. A job's container is started once, by a deploy or a rollback that was asked for.
 //! 8. Where a deployment says that something runs, and nobody else did it harm, something runs.
 //! 9. What the engine did not say is not acted on: nothing is made anew that is still there.
+//! 10. Whatever a deployment does to a component beyond the line is journalled before; what it puts back
+//!     too; an operator's stop is on record before anything stops.
+//! 11. Deployments go from state to state as `docs/architecture.md` draws it, end as they went, one of a
+//!     service at a time; a request leads to one deployment; what is beyond the line is neither
+//!     cancelled nor superseded, and superseded is only what a newer one brings about too.
+//! 12. A commit writes what was made and nothing else; holds and stops change by an operator's word.
+//! 13. What was written is there when the agent begins again, whether it was killed or the power failed.
+
+mod ledger;
+mod rest;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use mcp_agent::registry::{
-    DeployedRow, DeploymentId, DeploymentRow, DeploymentState, Lookup, Outcome, Registry, Trigger,
+    DeployedRow, DeploymentId, DeploymentRow, DeploymentState, StepPhase, StepRow, Trigger,
 };
+use mcp_agent::runtime::ContainerRequest;
+use mcp_spec::component::{Network, Restart};
 use mcp_spec::image::Digest;
-use mcp_spec::name::{ComponentKey, ComponentName};
-use mcp_spec::observed::{ContainerId, DesiredState, label};
+use mcp_spec::name::{ComponentKey, ComponentName, ServiceName};
+use mcp_spec::observed::{ContainerId, ContainerState, DesiredState, label};
 use mcp_spec::plan::{Action, ActionKind, ServicePlan};
 use tokio::time::Instant;
 
-use super::engine::{Container, Engine};
+use super::engine::{Container, Engine, State};
 use super::hands::ShortName as _;
 use super::history::History;
 use super::trace::Trace;
 
 /// What the agent does to a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Deed {
-    Made,
     Started,
     Stopped,
-    Changed,
+    Signalled,
+    Renamed(String),
     Removed,
 }
 
@@ -53,8 +67,13 @@ pub(crate) enum Deed {
 struct Open {
     row: DeploymentRow,
     plan: ServicePlan,
+    steps: Vec<StepRow>,
     /// Components that somebody else did harm to since it began.
     harmed: BTreeSet<ComponentName>,
+    /// An operator was told that it is cancelled.
+    cancelled: bool,
+    /// The registry refused a write meanwhile: what could not be journalled is done all the same.
+    excused: bool,
 }
 
 impl Open {
@@ -63,14 +82,29 @@ impl Open {
     }
 
     fn is_beyond_the_line(&self) -> bool {
-        matches!(
-            self.row.state,
-            DeploymentState::Switching
-                | DeploymentState::Healthy
-                | DeploymentState::Committed
-                | DeploymentState::Compensating
-        )
+        is_beyond_the_line(self.row.state)
     }
+
+    fn made(&self, container: &Container) -> bool {
+        let labels = &container.live.labels;
+        labels.get(label::DEPLOYMENT).map(String::as_str) == Some(self.row.id.as_str())
+    }
+
+    fn has_journalled(&self, component: &ComponentName, step: &str, phase: StepPhase) -> bool {
+        self.steps.iter().any(|row| {
+            row.step == step && row.phase == phase && row.component.as_ref() == Some(component)
+        })
+    }
+}
+
+const fn is_beyond_the_line(state: DeploymentState) -> bool {
+    matches!(
+        state,
+        DeploymentState::Switching
+            | DeploymentState::Healthy
+            | DeploymentState::Committed
+            | DeploymentState::Compensating
+    )
 }
 
 /// Starts in a row by the restart policy.
@@ -84,7 +118,11 @@ struct Series {
 struct Known {
     rows: BTreeMap<ComponentKey, DeployedRow>,
     open: BTreeMap<DeploymentId, Open>,
+    /// The deployment that each request has led to.
+    requests: BTreeMap<(String, ServiceName), DeploymentId>,
     quarantined: BTreeSet<(ComponentKey, Digest)>,
+    /// The newest generation of each component that was deployed.
+    generations: BTreeMap<ComponentKey, u64>,
     job_starts: BTreeMap<(String, ComponentKey), u32>,
     series: BTreeMap<ContainerId, Series>,
     /// Starts that the restart policy has asked for.
@@ -121,16 +159,13 @@ impl Model {
         self.looking.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn rows(&self) -> Vec<DeployedRow> {
-        self.known().rows.values().cloned().collect()
+    /// Whether a deployment is under way.
+    pub(crate) fn is_deploying(&self) -> bool {
+        !self.known().open.is_empty()
     }
 
-    pub(crate) fn open_deployments(&self) -> Vec<DeploymentRow> {
-        self.known()
-            .open
-            .values()
-            .map(|open| open.row.clone())
-            .collect()
+    pub(crate) fn rows(&self) -> Vec<DeployedRow> {
+        self.known().rows.values().cloned().collect()
     }
 
     /// The head is at this place of the history now: never before the newest accepted one.
@@ -149,6 +184,20 @@ impl Model {
     pub(crate) fn restarted(&self) {
         for series in self.known().series.values_mut() {
             series.starts = series.starts.saturating_sub(1);
+        }
+    }
+
+    /// The registry refused a write.
+    pub(crate) fn could_not_write(&self) {
+        for open in self.known().open.values_mut() {
+            open.excused = true;
+        }
+    }
+
+    /// An operator was told that a deployment is cancelled.
+    pub(crate) fn cancelled(&self, id: &DeploymentId) {
+        if let Some(open) = self.known().open.get_mut(id) {
+            open.cancelled = true;
         }
     }
 
@@ -192,8 +241,8 @@ impl Model {
         }
     }
 
-    /// Rules 2 to 7, when the agent calls the engine.
-    pub(crate) fn judge(&self, container: &Container, deed: Deed) {
+    /// Rules 2, 4, 5 and 10, when the agent calls the engine.
+    pub(crate) fn judge(&self, state: &State, container: &Container, deed: &Deed) {
         let id = &container.live.id;
         let wrong = |what: String| {
             self.trace.violation(format!(
@@ -212,25 +261,20 @@ impl Model {
             .values()
             .find(|open| open.row.service == key.service && open.is_beyond_the_line())
             .cloned();
-        let own_of = |open: &Open| {
-            container
-                .live
-                .labels
-                .get(label::DEPLOYMENT)
-                .map(String::as_str)
-                == Some(open.row.id.as_str())
-        };
         let row = known.rows.get(&key).cloned();
         let is_registered = row.as_ref().is_some_and(|row| row.container == *id);
-        match deed {
-            Deed::Made => self.judge_origin(&known, container, &key, &wrong),
-            Deed::Changed => {}
-            Deed::Stopped | Deed::Removed => {
-                if deed == Deed::Removed && is_registered {
-                    wrong("is registered, and was removed".to_owned());
-                }
+        if *deed == Deed::Removed && is_registered {
+            wrong("is registered, and was removed".to_owned());
+        }
+        if let Some(open) = &open
+            && *deed != Deed::Removed
+        {
+            judge_order(open, row.as_ref(), &key, &wrong);
+        }
+        match (deed, open) {
+            (Deed::Stopped | Deed::Removed, open) => {
                 let may = open.as_ref().is_some_and(|open| {
-                    own_of(open)
+                    open.made(container)
                         || open.row.trigger == Trigger::Stop
                         || open.action(&key.component).is_some_and(|action| {
                             action.kind != ActionKind::None && action.kind != ActionKind::Signal
@@ -239,46 +283,62 @@ impl Model {
                 if container.runs() && !may {
                     wrong(format!("runs, and was {deed:?} by nobody's order"));
                 }
-            }
-            Deed::Started => match open {
-                Some(open) => self.judge_start(&open, &key, &wrong),
-                None => {
-                    let Some(row) = row.filter(|_| is_registered) else {
-                        wrong("is not registered, and was started by nobody's order".to_owned());
-                        return;
-                    };
-                    if row.wanted() != DesiredState::Running || row.spec.kind.is_job() {
-                        wrong(format!("is wanted {}, and was started", row.wanted()));
-                    }
-                    let busy = known.open.values().any(|open| {
-                        open.row.service == key.service
-                            && open.row.state != DeploymentState::Admitted
-                    });
-                    if busy {
-                        wrong("was started by its policy during a deployment".to_owned());
-                    }
-                    known.reviving.insert(id.clone());
+                if let Some(open) = open
+                    && *deed == Deed::Stopped
+                    && open.made(container)
+                    && open.row.state == DeploymentState::Switching
+                    && !open.excused
+                {
+                    wrong("was put back before that was journalled".to_owned());
                 }
-            },
+            }
+            (Deed::Signalled, None) => wrong("was signalled by nobody's order".to_owned()),
+            (Deed::Signalled, Some(_)) => {}
+            (Deed::Renamed(_), Some(_)) => {}
+            (Deed::Renamed(to), None) => {
+                if !is_registered || *to != key.container_name() {
+                    wrong(format!("was renamed to {to} by nobody's order"));
+                }
+            }
+            (Deed::Started, Some(open)) => {
+                judge_start(&open, container, &key, &wrong);
+                judge_turn(&open, state, &key, &wrong);
+            }
+            (Deed::Started, None) => {
+                let Some(row) = row.filter(|_| is_registered) else {
+                    wrong("is not registered, and was started by nobody's order".to_owned());
+                    return;
+                };
+                judge_policy(&row, container, &wrong);
+                let busy = known.open.values().any(|open| {
+                    open.row.service == key.service && open.row.state != DeploymentState::Admitted
+                });
+                if busy {
+                    wrong("was started by its policy during a deployment".to_owned());
+                }
+                known.reviving.insert(id.clone());
+            }
         }
     }
 
-    /// Rule 3.
-    fn judge_origin(
-        &self,
-        known: &Known,
-        container: &Container,
-        key: &ComponentKey,
-        wrong: &impl Fn(String),
-    ) {
-        let says = |name: &str| container.live.labels.get(name).cloned().unwrap_or_default();
+    /// Rule 3, when the agent asks for a container.
+    pub(crate) fn judge_making(&self, state: &State, request: &ContainerRequest) {
+        let says = |name: &str| request.labels.get(name).cloned().unwrap_or_default();
+        let wrong = |what: String| self.trace.violation(format!("{}: {what}", request.name));
+        let (Ok(service), Ok(component)) =
+            (says(label::SERVICE).parse(), says(label::COMPONENT).parse())
+        else {
+            return wrong("is made for no component".to_owned());
+        };
+        let key = ComponentKey::new(service, component);
+        let known = self.known();
         let from = self
             .history
             .revisions
             .iter()
             .take(known.accepted + 1)
             .find(|step| step.commit.to_string() == says(label::REVISION));
-        match from.and_then(|step| step.specs.get(key)) {
+        match from.and_then(|step| step.specs.get(&key)) {
             Some(digest) if digest.to_string() == says(label::SPEC) => {}
             _ => wrong(format!(
                 "comes from no accepted revision: {} {}",
@@ -286,23 +346,51 @@ impl Model {
                 says(label::SPEC)
             )),
         }
+        let open = known
+            .open
+            .values()
+            .find(|open| open.row.id.as_str() == says(label::DEPLOYMENT));
+        match open {
+            None => wrong("is made for no deployment that is under way".to_owned()),
+            Some(open) => {
+                if open.is_beyond_the_line() {
+                    wrong("is made beyond the line".to_owned());
+                }
+                if !open.has_journalled(&key.component, "make", StepPhase::Begun) {
+                    wrong("is made before that is journalled".to_owned());
+                }
+            }
+        }
+        if !state.tags.values().any(|image| *image == request.image) {
+            wrong("is made of an image that is not kept".to_owned());
+        }
     }
 
-    /// Rule 5 of a deployment, and rule 6 of what is stopped.
-    fn judge_start(&self, open: &Open, key: &ComponentKey, wrong: &impl Fn(String)) {
-        let Some(action) = open.action(&key.component) else {
-            wrong("was started by a deployment that has nothing to do with it".to_owned());
+    /// Rule 4 for networks, when the agent removes one.
+    pub(crate) fn judge_network(&self, state: &State, name: &str) {
+        let Some(labels) = state.networks.get(name) else {
             return;
         };
-        let stays_down = action.after.as_ref().is_some_and(|after| !after.running);
-        if open.row.state == DeploymentState::Switching
-            && stays_down
-            && !action
-                .after
-                .as_ref()
-                .is_some_and(|after| after.spec.kind.is_job())
-        {
-            wrong("shall not run, and was started".to_owned());
+        let wrong = |what: &str| {
+            self.trace
+                .violation(format!("the network {name} {what}, and was removed"));
+        };
+        if labels.is_empty() {
+            wrong("is somebody else's");
+        }
+        let joined = self
+            .known()
+            .rows
+            .values()
+            .any(|row| matches!(&row.spec.network, Network::User(of) if of.contains_key(name)));
+        if joined {
+            wrong("is joined by what is deployed");
+        }
+        let used = state.containers.values().any(|container| {
+            container.networks.contains(name) && container.runs() && container.key().is_some()
+        });
+        if used {
+            wrong("is in use");
         }
     }
 
@@ -330,231 +418,155 @@ impl Model {
                 ));
             }
         }
-        if known.reviving.remove(id) {
-            let now = Instant::now();
-            let before = known.series.get(id).copied();
-            let calm = before.is_none_or(|before| now - before.last >= Duration::from_secs(600));
-            if let (Some(before), false) = (before, calm) {
-                let least = match before.starts {
-                    0 => Duration::ZERO,
-                    n => Duration::from_secs(9 * 2_u64.pow((n - 1).min(5)))
-                        .min(Duration::from_secs(269)),
-                };
-                if now - before.last < least {
-                    self.trace.violation(format!(
-                        "{key}: started again after {:?}, and {} starts ask for {least:?}",
-                        now - before.last,
-                        before.starts
-                    ));
-                }
-            }
-            let starts = before.filter(|_| !calm).map_or(0, |before| before.starts) + 1;
-            known
-                .series
-                .insert(id.clone(), Series { last: now, starts });
-        }
-    }
-
-    /// Takes in what the registry says now, after a transaction.
-    pub(crate) fn look(&self, engine: &Engine, registry: &Registry) {
-        self.looking.store(true, Ordering::Relaxed);
-        let read = async {
-            let rows = registry.deployed_all().await.unwrap();
-            let open = registry.unfinished().await.unwrap();
-            let quarantined = registry.quarantined().await.unwrap();
-            let mut ended = Vec::new();
-            let before: Vec<DeploymentId> = self.known().open.keys().cloned().collect();
-            for id in before {
-                if open.iter().all(|row| row.id != id)
-                    && let Ok(Lookup::One(row)) = registry.deployment(id.to_string()).await
-                {
-                    ended.push(row);
-                }
-            }
-            (rows, open, quarantined, ended)
-        };
-        let read = read.now_or_never();
-        self.looking.store(false, Ordering::Relaxed);
-        let (rows, open, quarantined, ended) = read.expect("the simulated registry never waits");
-        {
-            let mut known = self.known();
-            known.rows = rows.into_iter().map(|row| (row.key.clone(), row)).collect();
-            known.quarantined = quarantined
-                .into_iter()
-                .map(|entry| (entry.key, entry.spec_digest))
-                .collect();
-        }
-        for row in open {
-            self.moved(engine, row);
-        }
-        for row in ended {
-            self.ended(engine, &row);
-        }
-    }
-
-    fn moved(&self, engine: &Engine, row: DeploymentRow) {
-        let mut known = self.known();
-        let before = known.open.get(&row.id).cloned();
-        let is_new_plan = before.as_ref().is_none_or(|open| open.row.plan != row.plan);
-        let crosses = row.state == DeploymentState::Switching
-            && before
-                .as_ref()
-                .is_none_or(|open| open.row.state != DeploymentState::Switching);
-        let plan = match &before {
-            Some(open) if !is_new_plan => open.plan.clone(),
-            _ => {
-                let text: serde_json::Value = serde_json::from_str(&row.plan).unwrap();
-                serde_json::from_value(text["plan"].clone()).unwrap()
-            }
-        };
-        let mut harmed = before.map(|open| open.harmed).unwrap_or_default();
-        if is_new_plan {
-            // What is down already was done harm before.
-            harmed.extend(down(engine, &plan));
-        }
-        let open = Open { row, plan, harmed };
-        if is_new_plan || crosses {
-            self.judge_plan(engine, &known, &open, crosses);
-        }
-        known.open.insert(open.row.id.clone(), open);
-    }
-
-    /// Rules 6, 7 and 9, when a plan is taken on and when it crosses the line.
-    fn judge_plan(&self, engine: &Engine, known: &Known, open: &Open, crosses: bool) {
-        let trigger = open.row.trigger;
-        for action in &open.plan.actions {
-            let key = ComponentKey::new(open.row.service.clone(), action.component.clone());
-            let wrong = |what: &str| {
-                self.trace.violation(format!(
-                    "{key}: a deployment by {} ({}) {what}",
-                    trigger.as_str(),
-                    action.kind
-                ));
-            };
-            let row = known.rows.get(&key);
-            let after = action.after.as_ref();
-            if let (ActionKind::Create, Some(before), false) =
-                (action.kind, &action.before, open.is_beyond_the_line())
-                && engine.state().containers.contains_key(&before.container)
-            {
-                wrong("makes anew what is still there");
-            }
-            if action.kind == ActionKind::None {
-                continue;
-            }
-            let is_job = after.is_some_and(|after| after.spec.kind.is_job());
-            let runs_jobs = matches!(trigger, Trigger::Deploy | Trigger::Rollback);
-            if is_job && action.kind != ActionKind::Stop && !runs_jobs {
-                wrong("runs a job");
-            }
-            // Until then an operator's word may come, and counts.
-            if trigger != Trigger::Auto || !crosses {
-                continue;
-            }
-            if row.is_some_and(|row| row.stopped_by.is_some()) {
-                wrong("changes what an operator stopped");
-            }
-            if row.is_some_and(|row| row.hold.is_some()) {
-                wrong("changes what is held");
-            }
-            if let Some(after) = after
-                && known
-                    .quarantined
-                    .contains(&(key.clone(), after.spec_digest))
-                && row.is_none_or(|row| row.spec_digest != after.spec_digest)
-            {
-                wrong("deploys what is quarantined");
-            }
-        }
-    }
-
-    /// Rule 8.
-    fn ended(&self, engine: &Engine, row: &DeploymentRow) {
-        let mut known = self.known();
-        let Some(open) = known.open.remove(&row.id) else {
-            return;
-        };
-        self.trace.line(|| {
-            format!(
-                "{} {} of {}: {} {}",
-                row.trigger.as_str(),
-                row.id.short(),
-                row.service,
-                row.outcome.map_or("?", Outcome::as_str),
-                row.error.clone().unwrap_or_default()
-            )
-        });
-        known.series.retain(|id, _| {
-            let state = engine.state();
-            let key = state.containers.get(id).and_then(Container::key);
-            key.is_some_and(|key| key.service != row.service)
-        });
-        if matches!(row.outcome, Some(Outcome::Failed) | None) {
+        if !known.reviving.remove(id) {
             return;
         }
-        let state = engine.state();
-        let new = matches!(
-            row.outcome,
-            Some(Outcome::Deployed | Outcome::Unchanged | Outcome::Degraded)
-        );
-        for action in &open.plan.actions {
-            let key = ComponentKey::new(row.service.clone(), action.component.clone());
-            let ran = action.before.as_ref().is_some_and(|before| before.running);
-            let shall_run = if new {
-                let is_job = action
-                    .after
-                    .as_ref()
-                    .is_some_and(|after| after.spec.kind.is_job());
-                let starts = matches!(
-                    action.kind,
-                    ActionKind::Create
-                        | ActionKind::Replace
-                        | ActionKind::Restart
-                        | ActionKind::Start
-                );
-                !is_job
-                    && (starts || ran)
-                    && !matches!(action.kind, ActionKind::Stop | ActionKind::Remove)
-            } else {
-                ran
+        let now = Instant::now();
+        // Ten minutes of calm end a series, and who was away a while may count them as calm.
+        let calm = known
+            .series
+            .get(id)
+            .is_some_and(|before| now - before.last >= Duration::from_secs(590));
+        let before = known.series.get(id).copied().filter(|_| !calm);
+        if let Some(before) = before {
+            let least = match before.starts {
+                0 => Duration::ZERO,
+                n => {
+                    Duration::from_secs(9 * 2_u64.pow((n - 1).min(5))).min(Duration::from_secs(269))
+                }
             };
-            let was_stopped = known
-                .rows
-                .get(&key)
-                .is_none_or(|row| row.wanted() != DesiredState::Running);
-            if !shall_run || was_stopped || open.harmed.contains(&action.component) {
-                continue;
-            }
-            let runs = state
-                .containers
-                .values()
-                .any(|c| c.runs() && c.key().as_ref() == Some(&key));
-            if !runs {
+            if now - before.last < least {
                 self.trace.violation(format!(
-                    "{key}: nothing runs after a deployment that ended {}",
-                    row.outcome.map_or("?", Outcome::as_str)
+                    "{key}: started again after {:?}, and {} starts ask for {least:?}",
+                    now - before.last,
+                    before.starts
                 ));
             }
+        }
+        let starts = before.map_or(0, |before| before.starts) + 1;
+        let most = known.rows.get(&key).and_then(|row| match row.spec.restart {
+            Restart::OnFailure { max } => max,
+            _ => None,
+        });
+        if most.is_some_and(|most| starts > most) {
+            self.trace.violation(format!(
+                "{key}: started {starts} times in a row, and its policy allows {most:?}"
+            ));
+        }
+        known
+            .series
+            .insert(id.clone(), Series { last: now, starts });
+    }
+}
+
+/// Rule 10.
+fn judge_order(
+    open: &Open,
+    row: Option<&DeployedRow>,
+    key: &ComponentKey,
+    wrong: &impl Fn(String),
+) {
+    if open.row.trigger == Trigger::Stop {
+        let is_on_record = row.is_none_or(|row| row.stopped_by.is_some());
+        if open.row.state == DeploymentState::Switching && !is_on_record {
+            wrong("is touched by a stop that is not on record".to_owned());
+        }
+        return;
+    }
+    if !open.has_journalled(&key.component, "switch", StepPhase::Begun) {
+        wrong("is touched by a deployment that has not journalled that".to_owned());
+    }
+    if open.row.state == DeploymentState::Committed {
+        wrong("is touched by a deployment that is committed".to_owned());
+    }
+}
+
+/// Rule 5 of a deployment, and rule 6 of what is stopped.
+fn judge_start(open: &Open, container: &Container, key: &ComponentKey, wrong: &impl Fn(String)) {
+    let Some(action) = open.action(&key.component) else {
+        wrong("was started by a deployment that has nothing to do with it".to_owned());
+        return;
+    };
+    let is_new = open.made(container);
+    let before = action.before.as_ref();
+    let is_before = before.is_some_and(|before| before.container == container.live.id);
+    let is_job = action
+        .after
+        .as_ref()
+        .is_some_and(|after| after.spec.kind.is_job());
+    let may = match (open.row.state, action.kind) {
+        (DeploymentState::Switching, ActionKind::Create | ActionKind::Replace) => is_new,
+        (DeploymentState::Switching, ActionKind::Restart | ActionKind::Start) => is_before,
+        (
+            DeploymentState::Compensating,
+            ActionKind::Replace
+            | ActionKind::Restart
+            | ActionKind::Stop
+            | ActionKind::Remove
+            | ActionKind::Signal
+            | ActionKind::None,
+        ) => is_before && before.is_some_and(|before| before.running) && !is_job,
+        _ => false,
+    };
+    if !may {
+        wrong(format!(
+            "was started while its deployment is {} and has it to {}",
+            open.row.state.as_str(),
+            action.kind
+        ));
+    }
+    if container.live.name != key.container_name() {
+        wrong("was started under another name than its component's".to_owned());
+    }
+    let stays_down = action.after.as_ref().is_some_and(|after| !after.running);
+    if open.row.state == DeploymentState::Switching && stays_down && !is_job {
+        wrong("shall not run, and was started".to_owned());
+    }
+}
+
+/// Rule 5: what a component depends on comes first.
+fn judge_turn(open: &Open, state: &State, key: &ComponentKey, wrong: &impl Fn(String)) {
+    let after = open
+        .action(&key.component)
+        .and_then(|action| action.after.as_ref());
+    let Some(after) = after.filter(|_| open.row.state == DeploymentState::Switching) else {
+        return;
+    };
+    let switched = after
+        .spec
+        .depends_on
+        .iter()
+        .filter_map(|name| open.action(name))
+        .filter(|action| {
+            action.kind.creates() || matches!(action.kind, ActionKind::Restart | ActionKind::Start)
+        })
+        .filter(|action| !open.harmed.contains(&action.component));
+    for action in switched {
+        let first = ComponentKey::new(key.service.clone(), action.component.clone());
+        let runs = state
+            .containers
+            .values()
+            .any(|container| container.runs() && container.key().as_ref() == Some(&first));
+        if !runs {
+            wrong(format!("was started before {first}, which it depends on"));
         }
     }
 }
 
-/// The components of a plan of which nothing runs.
-fn down<'a>(
-    engine: &Engine,
-    plan: &'a ServicePlan,
-) -> impl Iterator<Item = ComponentName> + use<'a> {
-    let running: BTreeSet<ComponentKey> = engine
-        .state()
-        .containers
-        .values()
-        .filter(|container| container.runs())
-        .filter_map(Container::key)
-        .collect();
-    plan.actions
-        .iter()
-        .map(|action| action.component.clone())
-        .filter(move |name| {
-            !running.contains(&ComponentKey::new(plan.service.clone(), name.clone()))
-        })
+/// Rule 5 of a restart policy.
+fn judge_policy(row: &DeployedRow, container: &Container, wrong: &impl Fn(String)) {
+    if row.wanted() != DesiredState::Running || row.spec.kind.is_job() {
+        wrong(format!("is wanted {}, and was started", row.wanted()));
+    }
+    let is_final = matches!(
+        (row.spec.restart, &container.live.state),
+        (Restart::No, ContainerState::Exited { .. })
+            | (
+                Restart::OnFailure { .. },
+                ContainerState::Exited { code: 0, .. }
+            )
+    );
+    if is_final {
+        wrong("was started again, and its policy takes its end for good".to_owned());
+    }
 }

@@ -11,7 +11,7 @@ use mcp_agent::clock::Clock;
 use mcp_agent::random::Random;
 use mcp_agent::registry::Registry;
 use mcp_agent::revisions::RevisionStore;
-use mcp_agent::testing::set_pace;
+use mcp_agent::testing::{set_pace, set_witness};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -22,6 +22,7 @@ use super::engine::Engine;
 use super::hands::Hands;
 use super::history::{History, config, library};
 use super::life::{Life, SimPace};
+use super::power::Drive;
 
 /// How one life ended.
 #[derive(Debug)]
@@ -37,6 +38,7 @@ pub(crate) struct Node {
     pub(crate) engine: Arc<Engine>,
     pub(crate) history: Arc<History>,
     data: TempDir,
+    pub(crate) drive: Arc<Drive>,
     lives: u64,
     pub(crate) life: Arc<Life>,
     agent: watch::Receiver<Option<Arc<Agent>>>,
@@ -51,12 +53,14 @@ impl Node {
     pub(crate) fn new(seed: u64, engine: Arc<Engine>, history: Arc<History>) -> Self {
         let data = super::scratch();
         copy(&history.template, data.path());
-        let begun = begin(seed, 1, &engine, &history, data.path());
+        let drive = drive(seed, 1, data.path());
+        let begun = begin(seed, 1, &engine, &history, data.path(), &drive);
         Self {
             seed,
             engine,
             history,
             data,
+            drive,
             lives: 1,
             life: begun.life,
             agent: begun.agent,
@@ -82,12 +86,19 @@ impl Node {
     }
 
     /// Where the agent has ended, it begins again.
-    pub(crate) async fn revive(&mut self, dice: &Dice) {
+    /// Tells whether it did.
+    pub(crate) async fn revive(&mut self, dice: &Dice) -> bool {
         if !self.task.is_finished() {
-            return;
+            return false;
         }
         tokio::time::sleep(dice.millis(10, 4000)).await;
         self.begin_again().await;
+        true
+    }
+
+    /// Where its data lies.
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
     }
 
     /// Kills the agent, if it still lives, and begins it again.
@@ -127,6 +138,11 @@ impl Node {
             "something of an ended agent lives on"
         );
         self.lives += 1;
+        if let Some(left) = self.drive.left() {
+            self.data = left;
+            self.drive = drive(self.seed, self.lives, self.data.path());
+            self.engine.come_up();
+        }
         self.engine.model.restarted();
         let begun = begin(
             self.seed,
@@ -134,6 +150,7 @@ impl Node {
             &self.engine,
             &self.history,
             self.data.path(),
+            &self.drive,
         );
         self.life = begun.life;
         self.agent = begun.agent;
@@ -165,21 +182,35 @@ fn begin(
     engine: &Arc<Engine>,
     history: &Arc<History>,
     data: &Path,
+    drive: &Arc<Drive>,
 ) -> Begun {
     engine.trace.line(|| format!("agent {number}: begins"));
     let life = Arc::new(Life::new(Arc::clone(engine), number, seed));
     set_pace(Some(Arc::new(SimPace(Arc::clone(&life)))));
+    drive.serves(&life);
+    set_witness(Some(drive.clone()));
     let config = config(data);
-    let revisions = RevisionStore::open(data, history.trust.clone()).unwrap();
-    let head = revisions.head();
-    engine.model.head_is(
-        history
-            .revisions
-            .iter()
-            .position(|step| Some(step.commit) == head),
-    );
-    let registry = Registry::open(&config.database()).unwrap();
+    let revisions = RevisionStore::open(data, history.trust.clone())
+        .unwrap_or_else(|error| panic!("the repository does not open: {error}"));
+    let registry = Registry::open(&config.database())
+        .unwrap_or_else(|error| panic!("the registry does not open: {error}"));
     life.registry.set(registry.clone()).unwrap();
+    // The power may have failed meanwhile: then it has not begun.
+    if !life.is_over() {
+        let head = revisions.head();
+        engine.model.head_is(
+            history
+                .revisions
+                .iter()
+                .position(|step| Some(step.commit) == head),
+        );
+        if let Some(trouble) = revisions.trouble() {
+            engine
+                .trace
+                .violation(format!("the repository takes no changes: {trouble}"));
+        }
+        engine.model.begins(&registry);
+    }
     let dice = Dice::of(seed.wrapping_mul(31).wrapping_add(number), "agent");
     let clock: Arc<dyn Clock> = engine.clock.clone();
     let hands = Arc::new(Hands(Arc::clone(&life)));
@@ -217,6 +248,11 @@ fn begin(
         task,
         shutdown,
     }
+}
+
+fn drive(seed: u64, number: u64, data: &Path) -> Arc<Drive> {
+    let dice = Dice::of(seed.wrapping_mul(17).wrapping_add(number), "power");
+    Arc::new(Drive::new(data, dice))
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mcp_agent::Agent;
-use mcp_agent::deploy::{Order, Replan, Submission, Taken};
+use mcp_agent::deploy::{Cancelled, Order, Replan, Submission, Taken};
 use mcp_agent::planning::{Lifecycle, Planned, Wish};
 use mcp_agent::registry::{HoldRow, Trigger};
 use mcp_agent::revisions::Limits;
@@ -15,6 +15,7 @@ use mcp_spec::plan::Options;
 
 use super::engine::Engine;
 use super::history::{History, library};
+use super::life::Life;
 
 /// One request.
 #[derive(Debug, Clone)]
@@ -40,19 +41,25 @@ pub(crate) async fn ask(agent: Arc<Agent>, engine: Arc<Engine>, wanted: Wanted, 
         .trace
         .line(|| format!("operator: {wanted:?} as {request}"));
     let said = match wanted {
-        Wanted::Cancel => cancel(&agent).await,
+        Wanted::Cancel => cancel(&agent, &engine).await,
         Wanted::Hold(key, held) => hold(&agent, key, held).await,
         wanted => carry_out(&agent, wanted, &request).await,
     };
     engine.trace.line(|| format!("operator: {request}: {said}"));
 }
 
-async fn cancel(agent: &Agent) -> String {
+async fn cancel(agent: &Agent, engine: &Engine) -> String {
     let Ok(open) = agent.registry.unfinished().await else {
         return "cannot read".to_owned();
     };
     match open.last() {
-        Some(row) => format!("{:?}", agent.deployer.cancel(row.id.clone()).await),
+        Some(row) => {
+            let said = agent.deployer.cancel(row.id.clone()).await;
+            if said == Cancelled::Cancelled {
+                engine.model.cancelled(&row.id);
+            }
+            format!("{said:?}")
+        }
         None => "nothing to cancel".to_owned(),
     }
 }
@@ -194,6 +201,7 @@ pub(crate) async fn push(
     agent: Arc<Agent>,
     engine: Arc<Engine>,
     history: Arc<History>,
+    life: Arc<Life>,
     place: usize,
 ) {
     for step in &history.revisions[..=place] {
@@ -211,11 +219,12 @@ pub(crate) async fn push(
         }
         let (store, pack, commit) = (Arc::clone(&agent.revisions), step.pack.clone(), step.commit);
         let now = agent.clock.now();
-        let model = Arc::clone(&engine.model);
+        let (model, life) = (Arc::clone(&engine.model), Arc::clone(&life));
         let accepted = mcp_agent::blocking::blocking(move || {
             let limits = Limits::default();
             let accepted = store.receive(&pack[..], head, commit, &library().node, &limits, now);
-            if accepted.is_ok() {
+            // Where the power failed in the middle of it nobody was told.
+            if accepted.is_ok() && !life.is_over() {
                 model.head_is(next);
             }
             accepted

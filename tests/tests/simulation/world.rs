@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use mcp_agent::planning::Lifecycle;
-use mcp_agent::registry::{EventQuery, Trigger};
+use mcp_agent::registry::EventQuery;
 use mcp_spec::name::{ComponentKey, ServiceName, Target};
-use mcp_spec::observed::{ContainerId, ContainerState, DesiredState, label};
+use mcp_spec::observed::{ContainerId, ContainerState, label};
 use tokio::time::sleep;
 
 use super::clock::SimClock;
 use super::dice::Dice;
 use super::engine::Engine;
-use super::history::library;
+use super::history::{NODE, library};
+use super::life::Fuse;
 use super::model::Model;
 use super::node::Node;
 use super::operators::{self, Wanted};
+use super::profile::{Act, Profile};
 use super::trace::Trace;
 
 /// The longest time to come to rest in: a compensation's patience, and then some.
@@ -46,23 +48,28 @@ pub(crate) fn run(seed: u64, aloud: bool) -> (Vec<String>, Option<String>) {
             world.settle().await;
         }
         mcp_agent::testing::set_pace(None);
+        mcp_agent::testing::set_witness(None);
         (trace.lines(), trace.broken())
     })
 }
 
 struct World {
     node: Node,
+    profile: &'static Profile,
     dice: Dice,
-    requests: u64,
+    /// What was asked, by request id.
+    asked: Vec<(String, Wanted)>,
     trace: Arc<Trace>,
 }
 
 impl World {
     fn new(seed: u64, clock: Arc<SimClock>, trace: Arc<Trace>) -> Self {
         let dice = Dice::of(seed, "world");
-        let history = Arc::clone(dice.pick(&library().histories).unwrap());
+        let profile = Profile::of(seed);
+        trace.line(|| format!("world: {}", profile.name));
+        let history = library().of(profile.theme, &dice);
         let model = Arc::new(Model::new(Arc::clone(&history), Arc::clone(&trace)));
-        let faults = *dice.pick(&[0, 5, 15, 40, 100]).unwrap();
+        let faults = *dice.pick(profile.faults).unwrap();
         let engine = Arc::new(Engine::new(seed, clock, model, Arc::clone(&trace), faults));
         {
             let mut state = engine.state();
@@ -101,8 +108,9 @@ impl World {
         }
         Self {
             node: Node::new(seed, engine, history),
+            profile,
             dice,
-            requests: 0,
+            asked: Vec::new(),
             trace,
         }
     }
@@ -116,23 +124,23 @@ impl World {
         let steps = 5 + self.dice.below(10);
         for _ in 0..steps {
             self.step().await;
-            let longest = *self
-                .dice
-                .pick(&[5, 60, 900, 4000, 30_000, 120_000])
-                .unwrap();
+            let longest = *self.dice.pick(self.profile.pauses).unwrap();
             sleep(self.dice.millis(0, longest)).await;
             if self.trace.broken().is_some() {
                 return;
             }
-            self.node.revive(&self.dice).await;
+            if self.node.revive(&self.dice).await && self.dice.chance(self.profile.recovery) {
+                let acts = 1 + self.dice.below(12);
+                self.node.life.set_fuse(Fuse::Acts(acts));
+            }
         }
     }
 
     async fn step(&mut self) {
-        match self.dice.below(100) {
-            0..=24 => self.deploy(),
-            25..=33 => self.push(),
-            34..=38 => {
+        match self.profile.act(&self.dice) {
+            Act::Deploy => self.deploy(),
+            Act::Push => self.push(),
+            Act::Lifecycle => {
                 let lifecycle = *self
                     .dice
                     .pick(&[
@@ -145,30 +153,56 @@ impl World {
                 let service = self.service();
                 self.ask(Wanted::Lifecycle(lifecycle, service));
             }
-            39..=42 => {
+            Act::Rollback => {
                 let (target, jobs) = (self.target(), self.dice.chance(300));
                 self.ask(Wanted::Rollback { target, jobs });
             }
-            43..=46 => {
+            Act::Hold => {
                 let held = self.dice.chance(650);
                 if let Some(key) = self.some_key() {
                     self.ask(Wanted::Hold(key, held));
                 }
             }
-            47..=49 => self.ask(Wanted::Cancel),
-            50..=51 => self.ask(Wanted::Purge),
-            52..=69 => {
+            Act::Cancel => self.ask(Wanted::Cancel),
+            Act::Purge => self.ask(Wanted::Purge),
+            Act::AskAgain => {
+                if let Some((request, wanted)) = self.dice.pick(&self.asked).cloned() {
+                    self.ask_as(wanted, request);
+                }
+            }
+            Act::KillSoon => {
                 let steps = 1 + self.dice.below(*self.dice.pick(&[8, 40, 150]).unwrap());
                 self.trace
                     .line(|| format!("world: the agent is killed at step {steps}"));
-                self.node.life.kill_after(steps);
+                self.node.life.set_fuse(Fuse::Steps(steps));
             }
-            70..=71 => self.node.life.kill(),
-            72..=73 => self.node.stop(),
-            74..=78 => self.restart_engine().await,
-            79 => self.lose_store().await,
-            80..=89 => self.foreign_hand(),
-            90..=92 => {
+            Act::KillInDeployment => {
+                let acts = 1 + self.dice.below(*self.dice.pick(&[10, 25, 50]).unwrap());
+                self.trace
+                    .line(|| format!("world: the agent is killed at act {acts}"));
+                self.node.life.set_fuse(Fuse::Acts(acts));
+                // Most die in what comes next.
+                if self.dice.chance(600) {
+                    self.deploy();
+                }
+            }
+            Act::Kill => self.node.life.kill(),
+            Act::End => self.node.stop(),
+            Act::PowerFails => self.node.drive.fail(),
+            Act::PowerFailsSoon => {
+                let steps = 1 + self.dice.below(*self.dice.pick(&[6, 20]).unwrap());
+                self.trace
+                    .line(|| format!("world: the power fails at step {steps} of the disk"));
+                self.node.drive.fail_after(steps);
+                if self.dice.chance(700) {
+                    self.push();
+                }
+            }
+            Act::EngineGoesAway => self.restart_engine().await,
+            Act::EngineLosesAll => self.lose_store().await,
+            Act::ForeignHand => self.foreign_hand(),
+            Act::Forgery => self.forge(),
+            Act::ClockJumps => {
                 let days = i64::try_from(self.dice.below(7300)).unwrap() - 3650;
                 self.trace
                     .line(|| format!("world: the clock jumps by {days} days"));
@@ -176,26 +210,25 @@ impl World {
                     .clock
                     .jump(SignedDuration::from_hours(24 * days));
             }
-            93..=94 => {
+            Act::DiskFull => {
                 self.trace
                     .line(|| "world: the disk is full for a while".to_owned());
                 self.node.life.set_full(300);
                 sleep(self.dice.millis(0, 5000)).await;
                 self.node.life.set_full(0);
             }
-            _ => {
-                // A client goes away in the middle of its call.
-                self.node.clients.abort_all();
-            }
+            // A client goes away in the middle of its call.
+            Act::ClientsGo => self.node.clients.abort_all(),
         }
     }
 
     fn service(&self) -> ServiceName {
-        self.dice
-            .pick(&["shop", "shop", "blog"])
-            .unwrap()
-            .parse()
-            .unwrap()
+        let name = if self.dice.chance(self.profile.auto) {
+            "blog"
+        } else {
+            "shop"
+        };
+        name.parse().unwrap()
     }
 
     fn target(&self) -> Target {
@@ -251,25 +284,29 @@ impl World {
         if next >= history.revisions.len() {
             return;
         }
-        let engine = Arc::clone(self.engine());
+        let (engine, life) = (Arc::clone(self.engine()), Arc::clone(&self.node.life));
         self.node
             .clients
-            .spawn(operators::push(agent, engine, history, next));
+            .spawn(operators::push(agent, engine, history, life, next));
     }
 
     fn ask(&mut self, wanted: Wanted) {
-        let Some(agent) = self.node.agent() else {
-            return;
-        };
-        self.requests += 1;
-        let request = format!("r{}", self.requests);
+        let request = format!("r{}", self.asked.len());
+        self.asked.push((request.clone(), wanted.clone()));
         // Some ask twice, with the same id.
         let times = if self.dice.chance(100) { 2 } else { 1 };
         for _ in 0..times {
-            let engine = Arc::clone(self.engine());
-            let asked = operators::ask(Arc::clone(&agent), engine, wanted.clone(), request.clone());
-            self.node.clients.spawn(asked);
+            self.ask_as(wanted.clone(), request.clone());
         }
+    }
+
+    fn ask_as(&mut self, wanted: Wanted, request: String) {
+        let Some(agent) = self.node.agent() else {
+            return;
+        };
+        let engine = Arc::clone(self.engine());
+        let asked = operators::ask(agent, engine, wanted, request);
+        self.node.clients.spawn(asked);
     }
 
     async fn restart_engine(&mut self) {
@@ -277,7 +314,7 @@ impl World {
         self.trace
             .line(|| format!("world: the engine goes away, its containers too: {with_containers}"));
         if with_containers {
-            self.harm_all();
+            self.engine().harm_all();
         }
         self.engine().go_down(with_containers);
         sleep(self.dice.millis(10, 20_000)).await;
@@ -288,7 +325,7 @@ impl World {
     async fn lose_store(&mut self) {
         self.trace
             .line(|| "world: the engine's store is emptied".to_owned());
-        self.harm_all();
+        self.engine().harm_all();
         self.engine().go_down(true);
         let with_images = self.dice.chance(500);
         self.engine().lose_store(with_images);
@@ -296,16 +333,26 @@ impl World {
         self.engine().come_up();
     }
 
-    fn harm_all(&self) {
-        let keys: Vec<ComponentKey> = self
-            .engine()
-            .state()
+    /// Somebody copies a container of the agent's, with its labels, for a node of their own.
+    fn forge(&mut self) {
+        let engine = Arc::clone(self.engine());
+        let mut state = engine.state();
+        let ours: Vec<BTreeMap<String, String>> = state
             .containers
             .values()
-            .filter_map(super::engine::Container::key)
+            .filter(|container| container.key().is_some())
+            .map(|container| container.live.labels.clone())
             .collect();
-        for key in keys {
-            self.engine().model.harm(&key);
+        let Some(mut labels) = self.dice.pick(&ours).cloned() else {
+            return;
+        };
+        self.trace
+            .line(|| "foreign: a copy for another node".to_owned());
+        labels.insert(label::NODE.to_owned(), format!("{NODE}-2"));
+        let name = format!("copy-{}", state.containers.len());
+        let copy = engine.put(&mut state, &name, "localhost/x:good1", labels, true);
+        if self.dice.chance(500) {
+            drop(engine.run(&mut state, &copy));
         }
     }
 
@@ -341,7 +388,10 @@ impl World {
                 }
             }
             _ => {
-                if let Some(container) = state.containers.get_mut(&id) {
+                // What was not started yet is not known by its looks.
+                if let Some(container) = state.containers.get_mut(&id)
+                    && container.live.state != ContainerState::Created
+                {
                     let fields = &mut container.live.fields;
                     fields.insert("memory".to_owned(), "256 MiB".to_owned());
                 }
@@ -355,8 +405,9 @@ impl World {
         self.trace.line(|| "world: calm".to_owned());
         self.engine().set_faults(0);
         self.engine().come_up();
-        self.node.life.kill_after(0);
+        self.node.life.set_fuse(Fuse::Off);
         self.node.life.set_full(0);
+        self.node.drive.fail_after(0);
         self.node.begun().await;
         if self.node.agent().is_none() {
             self.node.begin_again().await;
@@ -364,10 +415,26 @@ impl World {
         self.come_to_rest().await;
         self.rested("after the calm");
         self.events_rise().await;
+        let rows = self.engine().model.rows();
         self.node.begin_again().await;
         self.nothing_changes("after another start", Duration::from_secs(100))
             .await;
         self.rested("after another start");
+        self.engine().model.swept(self.engine());
+        if self.engine().model.rows() != rows {
+            self.trace
+                .violation("another start changed what is deployed".to_owned());
+        }
+    }
+
+    fn rested(&self, when: &str) {
+        let Some(registry) = self.node.life.registry.get() else {
+            return;
+        };
+        let engine = self.engine();
+        engine
+            .model
+            .rested(engine, registry, self.node.data(), when);
     }
 
     /// Waits until the agent has changed nothing for longer than any pause of its is: a node that
@@ -410,62 +477,14 @@ impl World {
                 let is_its_policys =
                     *call == "start" && container.is_some_and(|c| !c.behaviour.lasts());
                 let name = container.map(|c| c.live.name.clone());
-                (!is_its_policys && !matches!(*call, "pull" | "remove" | "remove_network"))
-                    .then(|| format!("{call} of {name:?}"))
+                (!is_its_policys
+                    && !matches!(
+                        *call,
+                        "pull" | "tag" | "untag" | "remove" | "remove_network"
+                    ))
+                .then(|| format!("{call} of {name:?}"))
             })
             .collect()
-    }
-
-    /// What has to be true of a node at rest.
-    fn rested(&self, when: &str) {
-        let model = &self.engine().model;
-        let wrong = |what: String| self.trace.violation(format!("{when}: {what}"));
-        for row in model.open_deployments() {
-            // What cannot be prepared, as a missing image, is tried again now and then.
-            if row.trigger == Trigger::Auto && row.line_at.is_none() {
-                continue;
-            }
-            wrong(format!(
-                "deployment {} of {} is {}",
-                row.id.short(),
-                row.service,
-                row.state.as_str()
-            ));
-        }
-        let state = self.engine().state();
-        let rows = model.rows();
-        for row in &rows {
-            let Some(container) = state.containers.get(&row.container) else {
-                continue;
-            };
-            let key = &row.key;
-            if container.live.name != key.container_name() {
-                wrong(format!("{key} bears the name {}", container.live.name));
-            }
-            let runs = container.runs();
-            match row.wanted() {
-                DesiredState::Running
-                    if !row.spec.kind.is_job()
-                        && !runs
-                        && container.behaviour.lasts()
-                        && !finished(container, row) =>
-                {
-                    wrong(format!("{key} does not run: {:?}", container.live.state));
-                }
-                DesiredState::Stopped if runs => wrong(format!("{key} is stopped and runs")),
-                _ => {}
-            }
-        }
-        for container in state.containers.values() {
-            let Some(key) = container.key() else { continue };
-            let is_registered = rows.iter().any(|row| row.container == container.live.id);
-            if container.runs() && !is_registered && container.behaviour.lasts() {
-                wrong(format!(
-                    "{} ({key}) runs and is not registered",
-                    container.live.name
-                ));
-            }
-        }
     }
 
     async fn events_rise(&self) {
@@ -489,9 +508,4 @@ impl World {
             }
         }
     }
-}
-
-/// Whether its restart policy takes its end for good.
-fn finished(container: &super::engine::Container, row: &mcp_agent::registry::DeployedRow) -> bool {
-    mcp_spec::drift::has_finished(row.spec.restart, &container.live.state)
 }
