@@ -125,6 +125,20 @@ pub enum SubmitError {
     Stopping,
 }
 
+/// Why something was not done between a service's deployments.
+#[derive(Debug, Error)]
+pub enum AloneError {
+    /// One is under way.
+    #[error("a deployment of {service} is under way")]
+    UnderWay {
+        /// The service.
+        service: ServiceName,
+    },
+    /// The agent is stopping.
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
 /// A deployment that was taken.
 #[derive(Debug, Clone)]
 pub enum Taken {
@@ -149,6 +163,7 @@ enum Command {
     Submit(Box<Submission>, oneshot::Sender<Result<Taken, SubmitError>>),
     Cancel(DeploymentId, oneshot::Sender<Cancelled>),
     Revive(Revive, oneshot::Sender<Revived>),
+    Alone(ServiceName, BoxFuture<'static, ()>),
 }
 
 /// The handle of the deployer; clones share it.
@@ -205,6 +220,30 @@ impl Deployer {
             return Revived::NotNow;
         }
         answer.await.unwrap_or(Revived::NotNow)
+    }
+
+    /// Does `work` while no deployment of the service is under way; then the watch looks at it anew.
+    ///
+    /// # Errors
+    ///
+    /// [`AloneError`]; then nothing was done.
+    pub async fn alone<T: Send + 'static>(
+        &self,
+        service: &ServiceName,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, AloneError> {
+        let (reply, answer) = oneshot::channel();
+        let work = Box::pin(async move {
+            // Whoever asked may have gone away: what was done stays done.
+            drop(reply.send(work.await));
+        });
+        self.commands
+            .send(Command::Alone(service.clone(), work))
+            .await
+            .map_err(|_| AloneError::Stopping)?;
+        answer.await.map_err(|_| AloneError::UnderWay {
+            service: service.clone(),
+        })
     }
 
     /// The feed of a deployment that runs, waits or ended lately.

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub mod adoption;
 pub mod alert;
 pub mod assemble;
 pub mod auth;

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use tokio::sync::watch;
 
+mod adoptions;
 mod alerts;
 mod audit;
 mod column;
@@ -45,6 +46,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use adoptions::{AdoptedComponent, Adoption};
 pub use alerts::{ConditionRow, Judgement, Outgoing};
 pub use audit::AuditRow;
 pub use commit::{Advanced, CommitDeployment, HistoryEntry, SetDeployed};

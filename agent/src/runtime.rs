@@ -15,8 +15,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
+use mcp_spec::capture::Captured;
 use mcp_spec::component::ComponentSpec;
 use mcp_spec::image::{Digest, ImageRef};
+use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::{ContainerId, ImageId, LiveContainer};
 use thiserror::Error;
 
@@ -37,6 +39,18 @@ pub trait Runtime: std::fmt::Debug + Send + Sync + 'static {
 
     /// One container by id or exact name; `None` where the engine says that there is none.
     async fn inspect(&self, id_or_name: &str) -> Result<Option<LiveContainer>, RuntimeError>;
+
+    /// A container as the definition of `key` would have it; nothing is changed. `None` where there is none.
+    async fn capture(
+        &self,
+        _id: &ContainerId,
+        _key: &ComponentKey,
+    ) -> Result<Option<Capture>, RuntimeError> {
+        Err(RuntimeError::Unsupported {
+            what: "adopting".to_owned(),
+            why: "it does not tell enough of its containers".to_owned(),
+        })
+    }
 
     /// A local image by reference; `None` where the engine does not hold it.
     async fn image(&self, image: &ImageRef) -> Result<Option<ImageFacts>, RuntimeError>;
@@ -83,6 +97,11 @@ pub trait Runtime: std::fmt::Debug + Send + Sync + 'static {
     /// Removes a container by id or exact name, killing it where it runs; a missing one is no error.
     /// Anonymous volumes go with it, named ones stay.
     async fn remove(&self, id_or_name: &str) -> Result<(), RuntimeError>;
+
+    /// As [`Self::remove`], and anonymous volumes stay as well.
+    async fn remove_but_volumes(&self, id_or_name: &str) -> Result<(), RuntimeError> {
+        self.remove(id_or_name).await
+    }
 
     /// Makes a user network where there is none of that name. Tells whether it made it.
     async fn ensure_network(
@@ -239,6 +258,17 @@ pub struct PullProgress {
     pub current_bytes: u64,
     /// Bytes to receive as far as known, all layers together.
     pub total_bytes: u64,
+}
+
+/// A container that is to be taken over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    /// The container.
+    pub live: LiveContainer,
+    /// The registry's digest of its image, where the engine knows one.
+    pub image_digest: Option<Digest>,
+    /// What a definition says of it.
+    pub captured: Captured,
 }
 
 /// A container to be made: everything resolved, nothing left to choose.

@@ -18,7 +18,7 @@ use crate::commands;
 use crate::config::Origin;
 
 /// The commands by what they are for, in the order of `mcp --help`.
-pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
+pub(crate) const GROUPS: [(&str, &[&str]); 7] = [
     (
         "Set-up",
         &["init", "login", "logout", "whoami", "config", "node"],
@@ -36,6 +36,7 @@ pub(crate) const GROUPS: [(&str, &[&str]); 6] = [
         "Observation",
         &["list", "ps", "status", "events", "logs", "drift", "alert"],
     ),
+    ("Adoption", &["adopt", "forget"]),
     ("Shell", &["completions", "man", "version", "help"]),
 ];
 
@@ -246,6 +247,8 @@ commands! {
     History(history),
     Why(why),
     Purge(purge),
+    Adopt(adopt),
+    Forget(forget),
     List(list),
     Ps(ps),
     Status(status),

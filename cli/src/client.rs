@@ -168,6 +168,10 @@ impl NodeClient {
         get_drift(DriftRequest) -> ListResponse in RegistryClient;
         /// A service's definition, from the registry.
         export(ExportRequest) -> ExportResponse in WorkloadsClient;
+        /// Takes containers over.
+        adopt(AdoptRequest) -> AdoptResponse in WorkloadsClient;
+        /// Lets go of components.
+        forget(ForgetRequest) -> ForgetResponse in WorkloadsClient;
         /// The machine and its agent.
         info(InfoRequest) -> InfoResponse in NodeService;
         /// Has the agent fetch from its upstream at once.

@@ -3,10 +3,11 @@
 //! What several of them share stands beside them: [`place`] says which nodes a target is on,
 //! [`repository`] opens and checks the repository, [`push`] brings a revision to nodes,
 //! [`carry_out`] follows deployments, [`streams`] reads several nodes at once, [`rows`] draws components,
-//! [`complete`] offers names to shells, [`file_lines`] tells changed files in lines.
+//! [`complete`] offers names to shells, [`definition_text`] changes definitions in place, [`file_lines`] tells changed files in lines.
 
 pub(crate) mod carry_out;
 pub(crate) mod complete;
+pub(crate) mod definition_text;
 pub(crate) mod file_lines;
 pub(crate) mod place;
 pub(crate) mod push;
@@ -14,6 +15,7 @@ pub(crate) mod repository;
 pub(crate) mod rows;
 pub(crate) mod streams;
 
+pub(crate) mod adopt;
 pub(crate) mod alert;
 pub(crate) mod completions;
 pub(crate) mod config;
@@ -22,6 +24,7 @@ pub(crate) mod diff;
 pub(crate) mod drift;
 pub(crate) mod events;
 pub(crate) mod fetch;
+pub(crate) mod forget;
 pub(crate) mod history;
 pub(crate) mod hold;
 pub(crate) mod init;

@@ -138,6 +138,7 @@ fn action(service: &ServicePlan, action: &Action) -> v1::Action {
         from_revision: action
             .before
             .as_ref()
+            .filter(|before| !before.revision.is_none())
             .map(|before| before.revision.to_string())
             .unwrap_or_default(),
         pull_bytes: 0,

@@ -33,7 +33,7 @@ pub(crate) use health::{INTERVAL, RETRIES, START_PERIOD, TIMEOUT};
 pub(crate) use limits::PIDS;
 pub(crate) use networks::implied_aliases;
 pub(crate) use service::DEADLINE;
-pub(crate) use values::size_text;
+pub use values::size_text;
 pub(crate) use volumes::FILE_MODE;
 
 use crate::component::ServiceSpec;

@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock, draws random numbers, logs or waits: time and randomness
 //! are arguments. The CLI and the agent run the same code, so that neither has to trust the other.
 
+pub mod capture;
 pub mod component;
 pub mod definition;
 pub mod diff;

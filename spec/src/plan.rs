@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::component::{ComponentSpec, OnFailure, Reconcile, ServiceSpec};
+use crate::diff::FieldChange;
 use crate::duration::Span;
 use crate::image::Digest;
 use crate::name::{ComponentKey, ComponentName, NodeName, ServiceName, Target};
@@ -18,6 +19,7 @@ use crate::observed::{ContainerId, DesiredState, ImageId, Observed};
 use crate::revision::CommitId;
 
 mod action;
+mod adopted;
 mod decide;
 mod lifecycle;
 mod reason;
@@ -26,6 +28,7 @@ mod relations;
 mod tests;
 
 pub use action::{Action, ActionKind, After, Before, HoldChange};
+pub use adopted::AUTO_REMOVE;
 pub use decide::plan;
 pub use lifecycle::{LifecycleInput, plan_purge, plan_restart, plan_start, plan_stop};
 pub use reason::Reason;
@@ -55,9 +58,17 @@ pub struct Deployed {
     pub baseline: BTreeMap<String, String>,
     /// How many starts by the restart policy were spent.
     pub restarts: u32,
+    /// Of a container that was taken over: in what it departs from one that is made from its spec.
+    pub adopted: Option<Vec<FieldChange>>,
 }
 
 impl Deployed {
+    /// Whether its container was taken over and no deploy had a say in it yet.
+    #[must_use]
+    pub const fn is_only_adopted(&self) -> bool {
+        self.revision.is_none()
+    }
+
     /// Whether it should run now.
     #[must_use]
     pub fn should_run(&self) -> bool {

@@ -23,6 +23,23 @@ pub const SHORT_ID_CHARS: usize = 7;
 pub struct CommitId([u8; 20]);
 
 impl CommitId {
+    /// Git's own id of nothing. It stands for the revision of what came from none: a container that was
+    /// taken over and not deployed since.
+    pub const NONE: Self = Self([0; 20]);
+
+    /// Whether it is [`Self::NONE`].
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        let mut at = 0;
+        while at < self.0.len() {
+            if self.0[at] != 0 {
+                return false;
+            }
+            at += 1;
+        }
+        true
+    }
+
     /// The id with these bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 20]) -> Self {

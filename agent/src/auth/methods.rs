@@ -31,7 +31,7 @@ const fn of(path: &'static str, role: Role) -> Method {
 
 /// Every method that the agent serves. Higher demands of single requests (`force`, volumes) are the
 /// handlers' to make, with [`super::Identity::require`].
-pub const METHODS: [Method; 32] = [
+pub const METHODS: [Method; 34] = [
     of("/mcp.v1.Revisions/Negotiate", Role::Viewer),
     Method {
         path: "/mcp.v1.Revisions/PushPack",
@@ -60,6 +60,8 @@ pub const METHODS: [Method; 32] = [
     of("/mcp.v1.Registry/GetDrift", Role::Viewer),
     of("/mcp.v1.Workloads/Logs", Role::Viewer),
     of("/mcp.v1.Workloads/Export", Role::Viewer),
+    of("/mcp.v1.Workloads/Adopt", Role::Operator),
+    of("/mcp.v1.Workloads/Forget", Role::Operator),
     of("/mcp.v1.Node/Info", Role::Viewer),
     Method {
         path: "/mcp.v1.Node/FetchSource",

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mcp_spec::capture::is_anonymous;
 use mcp_spec::component::{ComponentSpec, Network, VolumeSource};
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerId, ImageId, label};
@@ -43,7 +44,7 @@ impl Execution {
                 self.context.runtime.inspect(&making.name).await
             };
             match seen {
-                Ok(Some(live)) if self.is_debris(&key, &live) => {
+                Ok(Some(live)) if self.is_debris(&key, &live).await => {
                     self.remove_container(component, &live.id).await;
                 }
                 Ok(Some(_)) => {}
@@ -249,12 +250,30 @@ impl Execution {
         }
     }
 
+    /// Whether a component's container may hold data in volumes that nobody named: it was taken over, or
+    /// has such a volume from one that was.
+    fn keeps_volumes(&self, component: &ComponentName) -> bool {
+        let is_adopted = self.old.get(component).is_some_and(|old| old.adopted);
+        let after = self
+            .action(component)
+            .and_then(|action| action.after.as_ref())
+            .map(|after| &after.spec);
+        let mut specs = self.old_specs.get(component).into_iter().chain(after);
+        is_adopted || specs.any(mounts_anonymous)
+    }
+
     pub(super) async fn remove_container(
         &self,
         component: &ComponentName,
         container: &ContainerId,
     ) {
-        if let Err(error) = self.context.runtime.remove(container.as_str()).await {
+        let runtime = &self.context.runtime;
+        let removed = if self.keeps_volumes(component) {
+            runtime.remove_but_volumes(container.as_str()).await
+        } else {
+            runtime.remove(container.as_str()).await
+        };
+        if let Err(error) = removed {
             tracing::warn!(
                 deployment = %self.id, component = %component, container = container.short(), %error,
                 "cannot remove a container; the next sweep tries again"
@@ -270,4 +289,11 @@ impl Execution {
             self.left_over();
         }
     }
+}
+
+/// Whether a component mounts a volume by the name that an engine made up for it.
+pub(super) fn mounts_anonymous(spec: &ComponentSpec) -> bool {
+    spec.volumes
+        .values()
+        .any(|volume| matches!(&volume.source, VolumeSource::Named(name) if is_anonymous(name)))
 }

@@ -90,6 +90,11 @@ pub(super) fn commitment(
                     spec: after.spec.clone(),
                     spec_digest: after.spec_digest,
                     revision: after.revision,
+                    baseline: action
+                        .before
+                        .as_ref()
+                        .and_then(|before| before.baseline.clone())
+                        .unwrap_or_else(|| old.baseline.clone()),
                     desired,
                     stopped_by: stop,
                     hold,

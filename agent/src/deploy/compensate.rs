@@ -323,13 +323,12 @@ async fn replace_back(
         .await?;
     }
     if let Some(before) = action.before.as_ref().filter(|before| before.present) {
-        rename(
-            execution,
-            &before.container,
-            &key.container_name(),
-            deadline,
-        )
-        .await?;
+        // What was taken over goes back to the name that it came with.
+        let old = execution.old.get(&action.component);
+        let name = old
+            .filter(|old| old.adopted && old.container == before.container)
+            .map_or_else(|| key.container_name(), |old| old.container_name.clone());
+        rename(execution, &before.container, &name, deadline).await?;
         if before.running {
             start(execution, &action.component, &before.container, deadline).await?;
         }

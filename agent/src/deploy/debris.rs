@@ -17,6 +17,7 @@ use mcp_spec::observed::{ContainerId, DesiredState, LiveContainer, label};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
+use super::clean::mounts_anonymous;
 use super::context::Context;
 use super::images::keep_tag;
 use super::recover::Journalled;
@@ -88,10 +89,12 @@ pub(super) async fn sweep(
 ) -> Result<Swept, SweepError> {
     let containers = context.runtime.list().await?;
     let rows = context.registry.deployed_all().await?;
+    let forgotten = forgotten(context, &containers).await?;
     let ours: Vec<&LiveContainer> = containers
         .iter()
         .filter(|live| {
             live.labels.get(label::NODE).map(String::as_str) == Some(context.node.as_str())
+                && !forgotten.contains(&live.id)
         })
         .collect();
     let mut swept = Swept {
@@ -120,7 +123,14 @@ pub(super) async fn sweep(
                     // It gets its time; the removal would kill it.
                     drop(context.runtime.stop(&live.id, GRACE).await);
                 }
-                let removed = context.runtime.remove(live.id.as_str()).await;
+                let keeps_volumes = rows
+                    .iter()
+                    .any(|row| row.key == key && mounts_anonymous(&row.spec));
+                let removed = if keeps_volumes {
+                    context.runtime.remove_but_volumes(live.id.as_str()).await
+                } else {
+                    context.runtime.remove(live.id.as_str()).await
+                };
                 if removed.is_ok() {
                     gone.insert(live.id.clone());
                 }
@@ -137,6 +147,23 @@ pub(super) async fn sweep(
     images(context, &mut swept).await?;
     files(context, &rows, &here).await;
     Ok(swept)
+}
+
+/// The containers that were let go of; those that are gone need not be remembered.
+async fn forgotten(
+    context: &Context,
+    containers: &[LiveContainer],
+) -> Result<BTreeSet<ContainerId>, RegistryError> {
+    let forgotten = context.registry.forgotten().await?;
+    let gone: Vec<ContainerId> = forgotten
+        .iter()
+        .filter(|id| containers.iter().all(|live| live.id != **id))
+        .cloned()
+        .collect();
+    if !gone.is_empty() {
+        context.registry.no_longer_forgotten(gone).await?;
+    }
+    Ok(forgotten)
 }
 
 async fn verdict(

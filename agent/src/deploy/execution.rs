@@ -236,11 +236,17 @@ impl Execution {
     }
 
     /// Whether a container is a leftover of the agent's own, made for this component and registered
-    /// nowhere.
-    pub(super) fn is_debris(&self, key: &ComponentKey, live: &LiveContainer) -> bool {
-        live.labels.get(label::NODE).map(String::as_str) == Some(self.context.node.as_str())
+    /// nowhere. What an operator let go of is none, whatever its labels say.
+    pub(super) async fn is_debris(&self, key: &ComponentKey, live: &LiveContainer) -> bool {
+        let claims = live.labels.get(label::NODE).map(String::as_str)
+            == Some(self.context.node.as_str())
             && live.claimed_key().as_ref() == Some(key)
-            && self.old.values().all(|row| row.container != live.id)
+            && self.old.values().all(|row| row.container != live.id);
+        if !claims {
+            return false;
+        }
+        let forgotten = self.context.registry.forgotten().await;
+        forgotten.is_ok_and(|forgotten| !forgotten.contains(&live.id))
     }
 
     /// Whether a failed component is left as it is, for a look.

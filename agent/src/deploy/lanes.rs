@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use mcp_spec::name::{ComponentName, ServiceName};
 use mcp_spec::plan::ServicePlan;
 use thiserror::Error;
@@ -230,6 +231,7 @@ impl DeployerTask {
                 }
             }
             Command::Revive(revive, reply) => self.revive(revive, reply),
+            Command::Alone(service, work) => self.alone(service, work),
         }
     }
 
@@ -458,6 +460,27 @@ impl DeployerTask {
         for service in waiting {
             self.next(&service).await;
         }
+    }
+
+    /// Gives `work` the lane of a service, if it is free; dropped, it tells that it is not. It changes no
+    /// container, so that it need not wait for a sweep.
+    fn alone(&mut self, service: ServiceName, work: BoxFuture<'static, ()>) {
+        let lane = self.lanes.entry(service.clone()).or_default();
+        if lane.running.is_some() || !lane.queue.is_empty() {
+            return;
+        }
+        lane.running = Some(Running {
+            deployment: None,
+            covers: BTreeSet::new(),
+            trigger: None,
+            cancel: CancellationToken::new(),
+        });
+        let guard = self.busy.enter(service.clone());
+        self.running.spawn(async move {
+            let _guard = guard;
+            work.await;
+            Done::Lane(service)
+        });
     }
 
     fn revive(&mut self, revive: Revive, reply: oneshot::Sender<Revived>) {

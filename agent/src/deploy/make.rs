@@ -93,7 +93,7 @@ async fn create(
         Some(live) if live.labels.get(label::DEPLOYMENT) == Some(&execution.id.to_string()) => {
             Ok(live.id)
         }
-        Some(live) if execution.is_debris(key, &live) => {
+        Some(live) if execution.is_debris(key, &live).await => {
             runtime.remove(live.id.as_str()).await.map_err(engine)?;
             runtime.create(request).await.map_err(engine)
         }

@@ -27,8 +27,16 @@ fn record(execution: &Execution, action: &Action, outcome: &str) -> ComponentRec
         component: action.component.clone(),
         action: action.kind.as_str().to_owned(),
         outcome: outcome.to_owned(),
-        from_revision: action.before.as_ref().map(|before| before.revision),
-        to_revision: action.after.as_ref().map(|after| after.revision),
+        from_revision: action
+            .before
+            .as_ref()
+            .map(|before| before.revision)
+            .filter(|revision| !revision.is_none()),
+        to_revision: action
+            .after
+            .as_ref()
+            .map(|after| after.revision)
+            .filter(|revision| !revision.is_none()),
         image_digest: None,
         image_id: action.before.as_ref().map(|before| before.image.clone()),
         duration_ms: 0,

@@ -433,7 +433,7 @@ async fn take_name(
     };
     let runtime = &execution.context.runtime;
     match runtime.inspect(&name).await {
-        Ok(Some(live)) if live.id != *container && execution.is_debris(key, &live) => {
+        Ok(Some(live)) if live.id != *container && execution.is_debris(key, &live).await => {
             execution.remove_container(&key.component, &live.id).await;
             rename(execution, container, &name, deadline).await
         }

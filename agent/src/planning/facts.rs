@@ -32,18 +32,25 @@ impl Planner {
         };
         let restarts: BTreeMap<&ComponentKey, u32> =
             seen.iter().map(|row| (&row.key, row.restarts)).collect();
+        let mut departures = if rows.iter().any(|row| row.adopted) {
+            self.registry.departures().await?
+        } else {
+            BTreeMap::new()
+        };
         let mut deployed = BTreeMap::new();
         let mut settings = BTreeMap::new();
         let mut observed = BTreeMap::new();
         for row in &rows {
             settings.insert(row.key.service.clone(), row.settings);
             observed.insert(row.key.clone(), snapshot.of_container(&row.container));
-            deployed.insert(
-                row.key.clone(),
-                deployed_of(row, restarts.get(&row.key).copied().unwrap_or(0)),
-            );
+            let mut known = deployed_of(row, restarts.get(&row.key).copied().unwrap_or(0));
+            known.adopted = row
+                .adopted
+                .then(|| departures.remove(&row.key).unwrap_or_default());
+            deployed.insert(row.key.clone(), known);
         }
-        let foreign = self.foreign(&rows, &snapshot);
+        let forgotten = self.registry.forgotten().await?;
+        let foreign = self.foreign(&rows, &snapshot, &forgotten);
         Ok(Facts {
             rows,
             deployed,
@@ -54,7 +61,12 @@ impl Planner {
     }
 
     /// The names that containers bear which are not this agent's.
-    fn foreign(&self, rows: &[DeployedRow], snapshot: &Snapshot) -> BTreeMap<String, ContainerId> {
+    fn foreign(
+        &self,
+        rows: &[DeployedRow],
+        snapshot: &Snapshot,
+        forgotten: &BTreeSet<ContainerId>,
+    ) -> BTreeMap<String, ContainerId> {
         let registered: BTreeSet<&ContainerId> = rows.iter().map(|row| &row.container).collect();
         snapshot
             .containers
@@ -62,7 +74,8 @@ impl Planner {
             .filter(|live| {
                 let ours = live.labels.get(label::NODE).map(String::as_str)
                     == Some(self.node.as_str())
-                    && live.claimed_key().is_some();
+                    && live.claimed_key().is_some()
+                    && !forgotten.contains(&live.id);
                 !ours && !registered.contains(&live.id)
             })
             .map(|live| (live.name.clone(), live.id.clone()))
@@ -85,5 +98,6 @@ pub fn deployed_of(row: &DeployedRow, restarts: u32) -> Deployed {
         held_at: row.hold.as_ref().map(|hold| hold.revision),
         baseline: row.baseline.clone(),
         restarts,
+        adopted: row.adopted.then(Vec::new),
     }
 }

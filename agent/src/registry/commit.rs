@@ -11,7 +11,7 @@ use super::deployments::{move_to, require};
 use super::events::append;
 use super::{
     ComponentRecord, DeployedRow, DeploymentId, DeploymentState, HoldRow, NewEvent, ObservedRow,
-    Registry, RegistryError, StepRow, StopOverride, Trigger, WriteTx, history, journal,
+    Registry, RegistryError, StepRow, StopOverride, Trigger, WriteTx, adoptions, history, journal,
     observations, quarantine, records, specs,
 };
 
@@ -136,7 +136,7 @@ impl Registry {
     }
 }
 
-fn store(tx: &WriteTx<'_>, set: &SetDeployed) -> Result<i64, RegistryError> {
+pub(super) fn store(tx: &WriteTx<'_>, set: &SetDeployed) -> Result<i64, RegistryError> {
     tx.change_components();
     let row = &set.row;
     let body = specs::store(tx, &row.spec)?;
@@ -200,7 +200,11 @@ fn store(tx: &WriteTx<'_>, set: &SetDeployed) -> Result<i64, RegistryError> {
     Ok(history)
 }
 
-fn remove(tx: &WriteTx<'_>, key: &ComponentKey, purge: bool) -> Result<(), RegistryError> {
+pub(super) fn remove(
+    tx: &WriteTx<'_>,
+    key: &ComponentKey,
+    purge: bool,
+) -> Result<(), RegistryError> {
     tx.change_components();
     let of = (key.service.as_str(), key.component.as_str());
     for statement in [
@@ -233,6 +237,7 @@ fn advance(tx: &WriteTx<'_>, advanced: &Advanced) -> Result<(), RegistryError> {
             Json(&advanced.settings),
         ))?;
     found(changed, &advanced.key)?;
+    adoptions::comes_from(tx, &advanced.key, advanced.revision)?;
     share_settings(tx, &advanced.key, &advanced.settings)
 }
 

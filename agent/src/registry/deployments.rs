@@ -107,6 +107,8 @@ words! {
         Boot = "boot",
         /// `mcp-agent rebuild`, which took running containers over.
         Rebuild = "rebuild",
+        /// `mcp adopt`, which took running containers over.
+        Adopt = "adopt",
     }
 }
 
@@ -549,7 +551,7 @@ fn by_id(
         .optional()?)
 }
 
-fn insert(tx: &WriteTx<'_>, row: &DeploymentRow) -> Result<(), RegistryError> {
+pub(super) fn insert(tx: &WriteTx<'_>, row: &DeploymentRow) -> Result<(), RegistryError> {
     tx.prepare_cached(
         "INSERT INTO deployments (id, service, component, request_id, request_digest, actor,
             trigger_word, revision, signer, plan, plan_id, state, outcome, error, created_at,

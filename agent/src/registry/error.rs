@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use mcp_spec::name::ComponentKey;
+use mcp_spec::observed::ContainerId;
 use mcp_spec::revision::CommitId;
 use rusqlite::ErrorCode;
 use thiserror::Error;
@@ -142,6 +143,20 @@ pub enum RegistryError {
     #[error("{key} is not deployed")]
     NotDeployed {
         /// The component.
+        key: ComponentKey,
+    },
+    /// A component that has a container already.
+    #[error("{key} is deployed already")]
+    Deployed {
+        /// The component.
+        key: ComponentKey,
+    },
+    /// A container that a component has already.
+    #[error("container {} is {key} already", container.short())]
+    Registered {
+        /// The container.
+        container: ContainerId,
+        /// Its component.
         key: ComponentKey,
     },
     /// A revision that was never accepted.

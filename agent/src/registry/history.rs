@@ -66,9 +66,15 @@ impl Registry {
                  JOIN history c ON c.id = d.history
                  JOIN history h ON h.service = d.service AND h.component = d.component
                                AND h.id < c.base AND h.spec_digest <> d.spec_digest
+                               AND h.revision <> ?3
                  WHERE d.service = ?1 AND d.component = ?2
                  ORDER BY h.id DESC LIMIT 1",
-                (key.service.as_str(), key.component.as_str()),
+                (
+                    key.service.as_str(),
+                    key.component.as_str(),
+                    // What was taken over and never deployed is in no revision that anybody signed.
+                    CommitId::NONE.to_string(),
+                ),
             )
         })
         .await

@@ -32,6 +32,7 @@ const MIGRATIONS: Migrations<'static> = Migrations::from_slice(MIGRATION_LIST);
 const MIGRATION_LIST: &[M<'static>] = &[
     M::up(include_str!("migrations/0001_registry.sql")),
     M::up(include_str!("migrations/0002_alerts.sql")),
+    M::up(include_str!("migrations/0003_adoptions.sql")),
 ];
 
 /// Opens the one connection that writes, and brings the schema up to date.

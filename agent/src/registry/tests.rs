@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod adoptions;
 mod crash;
 mod deployed;
 mod deployments;

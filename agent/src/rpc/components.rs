@@ -32,7 +32,7 @@ pub(super) fn text<T: ToString>(value: Option<T>) -> String {
 /// A hold.
 pub(super) fn hold(hold: &HoldRow, components: Vec<String>) -> v1::Hold {
     v1::Hold {
-        revision: hold.revision.to_string(),
+        revision: text(Some(hold.revision).filter(|revision| !revision.is_none())),
         by: hold.by.clone(),
         at: hold.at.to_string(),
         reason: hold.reason.clone().unwrap_or_default(),
@@ -179,7 +179,7 @@ impl View {
             image: row.spec.image.to_string(),
             image_id: row.image_id.to_string(),
             image_digest: text(row.image_digest),
-            revision: row.revision.to_string(),
+            revision: text(Some(row.revision).filter(|revision| !revision.is_none())),
             head_revision: text(self.head),
             behind,
             held: row
@@ -207,13 +207,14 @@ impl View {
             exit_code: seen
                 .filter(|seen| seen.state != ObservedState::Running)
                 .and_then(|seen| seen.exit_code),
-            orphaned: self.wanted.is_some() && wanted.is_none(),
+            orphaned: self.wanted.is_some() && wanted.is_none() && !row.revision.is_none(),
             quarantined: wanted.is_some_and(|spec| {
                 *spec != row.spec && self.quarantined.contains(&(key.clone(), spec.digest()))
             }),
             observed_at: time(seen.map(|seen| seen.observed_at)),
             kind: kind(&row.spec.kind),
             spec_digest: row.spec_digest.to_string(),
+            adopted: row.adopted,
         };
         if let Some(snapshot) = snapshot {
             overlay(&mut component, row, seen, snapshot);

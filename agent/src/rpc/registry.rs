@@ -233,12 +233,19 @@ impl v1::registry_server::Registry for Registry {
             .await
             .map_err(|error| status::registry(&error))?;
         let registered: Vec<_> = view.rows.iter().map(|row| &row.container).collect();
+        let forgotten = agent
+            .registry
+            .forgotten()
+            .await
+            .map_err(|error| status::registry(&error))?;
         let unmanaged = if targets.is_empty() {
             snapshot
                 .containers
                 .values()
                 .filter(|live| !registered.contains(&&live.id))
-                .filter(|live| !live.labels.contains_key(label::DEPLOYMENT))
+                .filter(|live| {
+                    !live.labels.contains_key(label::DEPLOYMENT) || forgotten.contains(&live.id)
+                })
                 .map(|live| v1::Unmanaged {
                     container: live.name.clone(),
                     container_id: live.id.to_string(),

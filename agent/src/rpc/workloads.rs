@@ -6,18 +6,21 @@ use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _};
 use mcp_proto::{convert, v1};
+use mcp_spec::capture::service_of;
 use mcp_spec::component::ServiceSpec;
-use mcp_spec::export::toml::to_toml;
-use mcp_spec::name::{ComponentKey, ServiceName, Target};
+use mcp_spec::export::toml::{component_toml, to_toml};
+use mcp_spec::name::{ComponentKey, NodeName, ServiceName, Target};
 use mcp_spec::observed::{ContainerId, label};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
-use super::authenticate::caller;
+use super::authenticate::{About, caller};
 use super::status::{self, Failure};
 use crate::Agent;
+use crate::adoption::{self, AdoptError, Adopted, Chosen, ForgetError};
 use crate::auth::Identity;
+use crate::deploy::AloneError;
 use crate::runtime::{LogOptions, RuntimeError};
 
 /// Log lines that wait for a slow client: then the engine waits.
@@ -233,6 +236,181 @@ impl v1::workloads_server::Workloads for Workloads {
         Ok(Response::new(v1::ExportResponse {
             definition: to_toml(&service),
         }))
+    }
+
+    async fn adopt(
+        &self,
+        request: Request<v1::AdoptRequest>,
+    ) -> Result<Response<v1::AdoptResponse>, Status> {
+        let identity = caller(&request)?;
+        let about = About::of(&request);
+        let request = request.into_inner();
+        let target = request
+            .target
+            .as_ref()
+            .ok_or_else(|| status::bad_request("the request names no component"))?;
+        let target =
+            convert::target(target).map_err(|error| status::bad_request(error.to_string()))?;
+        let shown: String = request.container.chars().take(128).collect();
+        about.say(
+            if shown.is_empty() {
+                target.to_string()
+            } else {
+                format!("{shown} as {target}")
+            },
+            "",
+        );
+        identity.require_service(&target.service)?;
+        let chosen = match (shown.is_empty(), &target.component) {
+            (true, _) => Chosen::ByName(target.clone()),
+            (false, Some(component)) => {
+                let key = ComponentKey::new(target.service.clone(), component.clone());
+                Chosen::As(shown, key)
+            }
+            (false, None) => {
+                return Err(Failure::new(
+                    Code::InvalidArgument,
+                    "target",
+                    format!("{target} is a service: one container is one component"),
+                )
+                .hint(format!("write --as {target}/COMPONENT"))
+                .into());
+            }
+        };
+        let agent = &self.agent;
+        let all = adoption::adopt(agent, &identity.subject, chosen, request.dry_run)
+            .await
+            .map_err(|error| adopt_failure(&error))?;
+        let service = ServiceSpec {
+            components: all
+                .iter()
+                .map(|one| (one.key.component.clone(), one.captured.spec.clone()))
+                .collect(),
+            ..service_of(
+                &all[0].key,
+                agent.config.node.clone(),
+                all[0].captured.spec.clone(),
+            )
+        };
+        Ok(Response::new(v1::AdoptResponse {
+            node: agent.config.node.to_string(),
+            definition: to_toml(&service),
+            adopted: all.iter().map(adopted).collect(),
+        }))
+    }
+
+    async fn forget(
+        &self,
+        request: Request<v1::ForgetRequest>,
+    ) -> Result<Response<v1::ForgetResponse>, Status> {
+        let identity = caller(&request)?;
+        let about = About::of(&request);
+        let request = request.into_inner();
+        let targets = convert::targets(&request.targets)
+            .map_err(|error| status::bad_request(error.to_string()))?;
+        about.say_targets(&targets, "");
+        if targets.is_empty() {
+            return Err(status::bad_request("the request names no component"));
+        }
+        for target in &targets {
+            identity.require_service(&target.service)?;
+        }
+        let agent = &self.agent;
+        let rows = adoption::forget(agent, &identity.subject, &targets, request.yes)
+            .await
+            .map_err(|error| forget_failure(&error, &agent.config.node))?;
+        Ok(Response::new(v1::ForgetResponse {
+            forgotten: rows
+                .iter()
+                .map(|row| v1::Forgotten {
+                    target: Some(v1::Target {
+                        service: row.key.service.to_string(),
+                        component: row.key.component.to_string(),
+                    }),
+                    container: row.container_name.clone(),
+                    container_id: row.container.to_string(),
+                })
+                .collect(),
+        }))
+    }
+}
+
+fn adopt_failure(error: &AdoptError) -> Status {
+    let (code, reason) = match error {
+        AdoptError::Engine(error) if error.is_away() => (Code::Internal, "engine"),
+        AdoptError::Engine(_) => (Code::FailedPrecondition, "engine"),
+        AdoptError::Registry(_) | AdoptError::Definitions { .. } => (Code::Internal, "registry"),
+        AdoptError::Alone(error) => return alone_failure(error),
+        AdoptError::NoContainer { .. } => (Code::NotFound, "no-container"),
+        AdoptError::Ambiguous { .. } => (Code::InvalidArgument, "ambiguous"),
+        AdoptError::Managed { .. } | AdoptError::Deployed { .. } => {
+            (Code::AlreadyExists, "managed")
+        }
+        AdoptError::OtherNode { .. } => (Code::FailedPrecondition, "other-node"),
+        AdoptError::LeftOver { .. } => (Code::FailedPrecondition, "left-over"),
+        AdoptError::TooMany { .. } => (Code::InvalidArgument, "too-many"),
+    };
+    Failure::of(code, reason, error).hint(error.hint()).into()
+}
+
+fn alone_failure(error: &AloneError) -> Status {
+    match error {
+        AloneError::Stopping => status::stopping(),
+        AloneError::UnderWay { .. } => Failure::of(Code::FailedPrecondition, "under-way", error)
+            .hint("try again when it has ended: mcp history")
+            .into(),
+    }
+}
+
+fn forget_failure(error: &ForgetError, node: &NodeName) -> Status {
+    match error {
+        ForgetError::Registry(error) => status::registry(error),
+        ForgetError::Alone(error) => alone_failure(error),
+        ForgetError::Unknown { target } => {
+            status::unknown_target(std::slice::from_ref(target), node)
+        }
+        ForgetError::Defined { key } => Failure::of(Code::FailedPrecondition, "consent", error)
+            .hint(format!(
+                "take it out of services/{}.toml and sync first, or agree with --yes",
+                key.service
+            ))
+            .into(),
+    }
+}
+
+/// A container that was taken over, for the client.
+fn adopted(one: &Adopted) -> v1::Adopted {
+    let Adopted {
+        key,
+        live,
+        captured,
+        refused,
+        ..
+    } = one;
+    v1::Adopted {
+        target: Some(v1::Target {
+            service: key.service.to_string(),
+            component: key.component.to_string(),
+        }),
+        container: live.name.clone(),
+        container_id: live.id.to_string(),
+        definition: component_toml(&key.service, &key.component, &captured.spec),
+        departures: captured
+            .departures
+            .iter()
+            .map(convert::field_change)
+            .collect(),
+        warnings: captured.warnings.clone(),
+        refused: refused
+            .iter()
+            .map(|violation| v1::Blocked {
+                service: key.service.to_string(),
+                component: key.component.to_string(),
+                reason: violation.message.clone(),
+                hint: violation.hint.clone(),
+            })
+            .collect(),
+        stopped: !live.state.is_running(),
     }
 }
 

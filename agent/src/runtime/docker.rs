@@ -4,6 +4,7 @@
 //! bodies their types. Where podman's docker-compatible calls fall short its own are used
 //! ([`libpod`]).
 
+mod capture;
 mod compile;
 mod create;
 mod errors;
@@ -30,6 +31,7 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use hyper::StatusCode;
 use mcp_spec::image::ImageRef;
+use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::{ContainerId, ContainerState, ImageId, LiveContainer};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -38,8 +40,8 @@ use self::http::{Answer, CHANGE_LIMIT, Call, Http, encoded};
 use self::session::Sessions;
 pub use self::socket::{EngineSocket, SocketError};
 use super::{
-    ContainerRequest, EngineEvent, EngineFacts, EngineName, ExecOutcome, ImageFacts, KeepTag,
-    LogLine, LogOptions, PullProgress, Runtime, RuntimeError, UserNamespace,
+    Capture, ContainerRequest, EngineEvent, EngineFacts, EngineName, ExecOutcome, ImageFacts,
+    KeepTag, LogLine, LogOptions, PullProgress, Runtime, RuntimeError, UserNamespace,
 };
 
 /// What a stop may take beyond the grace: the kill, the network, the engine's bookkeeping.
@@ -206,6 +208,34 @@ impl DockerRuntime {
         }
         Err(errors::meaning(&answer, name))
     }
+
+    /// Removes a container, with its anonymous volumes or without.
+    async fn removed(&self, id_or_name: &str, volumes: bool) -> Result<(), RuntimeError> {
+        let answer = self
+            .send(|prefix| {
+                let path = format!(
+                    "{prefix}/containers/{}?force=1&v={}",
+                    encoded(id_or_name),
+                    u8::from(volumes)
+                );
+                Call::delete("remove", path)
+            })
+            .await?;
+        if answer.status.is_success() || errors::is_missing(&answer) {
+            return Ok(());
+        }
+        if !answer.message().contains("already in progress") {
+            return Err(errors::meaning(&answer, id_or_name));
+        }
+        let end = Instant::now() + REMOVAL_WAIT;
+        while self.inspect(id_or_name).await?.is_some() {
+            if Instant::now() > end {
+                return Err(errors::meaning(&answer, id_or_name));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -246,6 +276,14 @@ impl Runtime for DockerRuntime {
         // The engines take the start of an id for a name as well.
         let meant = container.id.as_str() == id_or_name || container.name == id_or_name;
         Ok(meant.then_some(container))
+    }
+
+    async fn capture(
+        &self,
+        id: &ContainerId,
+        key: &ComponentKey,
+    ) -> Result<Option<Capture>, RuntimeError> {
+        self.captured(id, key).await
     }
 
     async fn image(&self, image: &ImageRef) -> Result<Option<ImageFacts>, RuntimeError> {
@@ -350,26 +388,11 @@ impl Runtime for DockerRuntime {
     }
 
     async fn remove(&self, id_or_name: &str) -> Result<(), RuntimeError> {
-        let answer = self
-            .send(|prefix| {
-                let path = format!("{prefix}/containers/{}?force=1&v=1", encoded(id_or_name));
-                Call::delete("remove", path)
-            })
-            .await?;
-        if answer.status.is_success() || errors::is_missing(&answer) {
-            return Ok(());
-        }
-        if !answer.message().contains("already in progress") {
-            return Err(errors::meaning(&answer, id_or_name));
-        }
-        let end = Instant::now() + REMOVAL_WAIT;
-        while self.inspect(id_or_name).await?.is_some() {
-            if Instant::now() > end {
-                return Err(errors::meaning(&answer, id_or_name));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+        self.removed(id_or_name, true).await
+    }
+
+    async fn remove_but_volumes(&self, id_or_name: &str) -> Result<(), RuntimeError> {
+        self.removed(id_or_name, false).await
     }
 
     async fn ensure_network(

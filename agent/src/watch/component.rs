@@ -394,6 +394,13 @@ impl Component {
         Duration::try_from(ran).ok()
     }
 
+    /// Whether the container came with a restart policy of the engine, which stays until a deploy replaces
+    /// the container: two who start it would fight.
+    fn engine_restarts(&self) -> bool {
+        let policy = self.row.baseline.get("restart");
+        self.row.adopted && policy.is_some_and(|policy| policy != "no")
+    }
+
     fn schedule(
         &mut self,
         code: Option<i32>,
@@ -401,6 +408,11 @@ impl Component {
         jitter: f64,
         events: &mut Vec<NewEvent>,
     ) {
+        if self.engine_restarts() {
+            self.inherited = None;
+            self.seen.next_restart_at = None;
+            return;
+        }
         if let Some(at) = self.inherited.take() {
             // The wall clock may have jumped since: never wait longer than any pause is.
             let left = Duration::try_from(at.duration_since(moment.at)).unwrap_or_default();

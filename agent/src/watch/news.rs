@@ -33,7 +33,7 @@ pub(super) fn about(
         kind: kind.to_owned(),
         reason: reason.to_owned(),
         message: format!("{} {said}", row.key),
-        revision: Some(row.revision),
+        revision: Some(row.revision).filter(|revision| !revision.is_none()),
         data,
     }
 }

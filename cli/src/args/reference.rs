@@ -79,7 +79,9 @@ fn section(out: &mut String, path: &str, command: &Command, level: usize) {
     if let Some(about) = command.get_about() {
         let _ = write!(out, "{}.\n\n", plain(about).trim_end_matches('.'));
     }
-    if command.get_subcommands().next().is_none() {
+    // One that takes arguments of its own is used without a subcommand as well.
+    let is_used_alone = command.get_positionals().next().is_some();
+    if is_used_alone || command.get_subcommands().next().is_none() {
         let mut usage = path.to_owned();
         if command.get_opts().next().is_some()
             || command.get_arguments().any(|arg| !arg.is_positional())

@@ -1,5 +1,7 @@
 //! `mcp drift`: what runs otherwise than it was deployed, field by field.
 
+mod accept;
+
 use mcp_proto::v1;
 use mcp_spec::name::Target;
 
@@ -14,13 +16,19 @@ use crate::output::table::{Cell, Table};
 
 /// Show what differs from what was deployed, field by field
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
   mcp drift                    every node
   mcp drift metacrypt/api      one component
   mcp drift --exit-code        2 where there is drift
 
-Repair it with: mcp deploy SERVICE")]
+Repair it with: mcp deploy SERVICE
+Keep it with: mcp drift accept TARGET"
+)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Only these
     #[arg(add = super::complete::targets(), value_name = "TARGET")]
     targets: Vec<Target>,
@@ -29,8 +37,16 @@ pub(crate) struct Args {
     exit_code: bool,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Accept(accept::Args),
+}
+
 /// Carries it out.
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
+    if let Some(Command::Accept(args)) = args.command {
+        return accept::run(context, args).await;
+    }
     let placed = place::place(context, &args.targets).await?;
     let answers = client::ask(
         context,

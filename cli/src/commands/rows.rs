@@ -52,6 +52,8 @@ pub(crate) fn revision(component: &v1::Component) -> Cell {
             words.push("not deployed".to_owned());
             style = Style::Warn;
         }
+        // No deploy had a say in it yet.
+        _ if component.revision.is_empty() => words.push("adopted".to_owned()),
         0 => words.push(short(&component.revision)),
         behind => {
             words.push(format!("{} ({behind} behind)", short(&component.revision)));

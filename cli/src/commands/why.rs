@@ -101,6 +101,9 @@ fn table(context: &Context, why: &v1::Why, indent: usize) -> Table {
             context.out.time(&why.authored_at)
         ));
     }
+    if component.adopted && why.spec_revision.is_empty() {
+        "captured from the container, in no revision yet".clone_into(&mut spec);
+    }
     row("spec", spec);
     if let Some(deployment) = &why.deployment {
         let actor = if deployment.actor.is_empty() {

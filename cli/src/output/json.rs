@@ -89,6 +89,7 @@ pub(crate) struct Component {
     quarantined: bool,
     observed_at: Option<String>,
     spec_digest: Option<String>,
+    adopted: bool,
 }
 
 impl Component {
@@ -121,6 +122,7 @@ impl Component {
             quarantined: component.quarantined,
             observed_at: some(&component.observed_at),
             spec_digest: some(&component.spec_digest),
+            adopted: component.adopted,
         }
     }
 }

@@ -202,7 +202,8 @@ pub(super) fn size(text: &str) -> Result<u64, Refusal> {
 }
 
 /// A size as [`size`] reads it back, in the largest unit that is exact.
-pub(crate) fn size_text(bytes: u64) -> String {
+#[must_use]
+pub fn size_text(bytes: u64) -> String {
     let (unit, scale) = SIZE_UNITS
         .iter()
         .find(|(_, scale)| bytes >= *scale && bytes.is_multiple_of(*scale))

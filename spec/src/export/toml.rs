@@ -47,12 +47,14 @@ pub fn to_toml(spec: &ServiceSpec) -> String {
     let mut text = head.written("");
     for (name, component) in &spec.components {
         text.push('\n');
-        text.push_str(&write_component(&spec.name, name, component));
+        text.push_str(&component_toml(&spec.name, name, component));
     }
     text
 }
 
-fn write_component(
+/// The `[[components]]` part of one component, to be added to its service's definition.
+#[must_use]
+pub fn component_toml(
     service: &ServiceName,
     name: &ComponentName,
     component: &ComponentSpec,

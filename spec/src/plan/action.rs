@@ -1,5 +1,6 @@
 //! What is done to one component, from which container to which spec.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -83,6 +84,9 @@ pub struct Before {
     pub running: bool,
     /// How long its stop may take.
     pub stop_timeout: Span,
+    /// What the container is now, where that is to count as what was deployed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<BTreeMap<String, String>>,
 }
 
 /// What an action leads to.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::adopted;
 use super::relations::{
     Scope, before_of, dependencies, removals, take_dependencies_along, unknown, unseen,
 };
@@ -79,7 +80,7 @@ fn plan_service(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
         let action = decide(input, &key, wanted, want, scope.named);
         // Whether there is nothing to do cannot be said of what cannot be seen.
         let is_said_up_to_date = action.kind == ActionKind::None
-            && action.reason == Reason::UpToDate
+            && matches!(action.reason, Reason::UpToDate | Reason::AdoptedAsItIs)
             && input.purpose != Purpose::Auto
             && !want.spec.kind.is_job();
         if action.kind.creates()
@@ -217,6 +218,10 @@ fn decide(
         {
             return untouched(action, Reason::Held(held));
         }
+        // The first deploy of what was taken over is an operator's: adopting stops nothing.
+        if input.purpose == Purpose::Auto && deployed.is_only_adopted() {
+            return untouched(action, Reason::OnlyAdopted);
+        }
         if let (true, Some(who)) = (stop_stands, &deployed.stopped_by) {
             return untouched(action, Reason::StoppedBy(who.clone()));
         }
@@ -251,7 +256,25 @@ fn decide(
         .moved_images
         .get(key)
         .filter(|image| **image != deployed.image);
+    match &deployed.adopted {
+        Some(departures) if !departures.is_empty() => {
+            return adopted::replace(action, deployed, departures, observed, moved);
+        }
+        _ => {}
+    }
     if deployed.spec_digest != digest {
+        if let (None, Some(live)) = (moved, live)
+            && let Some(fields) = adopted::accepted(deployed, &want.spec, live)
+        {
+            action.reason = Reason::Accepted(fields);
+            if let Some(before) = &mut action.before {
+                before.baseline = Some(live.fields.clone());
+            }
+            if let Some(after) = &mut action.after {
+                after.image = Some(deployed.image.clone());
+            }
+            return action;
+        }
         return changed(action, deployed, want, observed, moved);
     }
     if is_job {
@@ -291,6 +314,9 @@ fn decide(
             }
         }
         Some(Observed::Unknown { .. }) | None => {}
+    }
+    if deployed.is_only_adopted() && action.reason == Reason::UpToDate {
+        action.reason = Reason::AdoptedAsItIs;
     }
     action
 }
@@ -352,7 +378,7 @@ fn inactive(
 }
 
 /// A new container for a deployed component: in place of the old one, unless that is known to be gone.
-fn replace_or_create(observed: Option<&Observed>) -> ActionKind {
+pub(super) fn replace_or_create(observed: Option<&Observed>) -> ActionKind {
     match observed {
         Some(Observed::Absent) => ActionKind::Create,
         Some(Observed::Present(_) | Observed::Unknown { .. }) | None => ActionKind::Replace,
@@ -439,7 +465,9 @@ fn obstacles(input: &PlanInput<'_>, key: &ComponentKey, action: &Action) -> Vec<
                     "the name {name} is taken by container {}, which is not managed",
                     id.short()
                 ),
-                hint: format!("rename or remove the container {name}, then deploy again"),
+                hint: format!(
+                    "take it over with: mcp adopt {key}; or rename or remove the container {name}, then deploy again"
+                ),
             });
         }
         if let Some(forbidden) = input.forbidden.get(key) {

@@ -58,6 +58,7 @@ fn action_on(key: &ComponentKey, deployed: &Deployed, live: Option<&LiveContaine
             present: live.is_some(),
             running: live.is_some_and(|live| live.state.is_running()),
             stop_timeout: deployed.spec.stop_timeout,
+            baseline: None,
         }),
         after: Some(After {
             spec: deployed.spec.clone(),
@@ -260,6 +261,22 @@ pub fn plan_purge(
                             "remove it from services/{}.toml and sync first; purge takes only what no definition wants",
                             key.service
                         ),
+                    },
+                });
+            }
+            continue;
+        }
+        // It was never in a definition, so that no definition has dropped it.
+        if deployed.is_only_adopted() {
+            if targets.is_some() {
+                refused.push(Blocked {
+                    service: key.service.clone(),
+                    component: Some(key.component.clone()),
+                    obstacle: Obstacle {
+                        reason: format!(
+                            "{key} was adopted and never deployed: no definition has dropped it"
+                        ),
+                        hint: format!("let go of it with: mcp forget {key}"),
                     },
                 });
             }

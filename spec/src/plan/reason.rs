@@ -44,6 +44,14 @@ pub enum Reason {
     Quarantined,
     /// It has ended, as its restart policy allows.
     Finished,
+    /// Its container was taken over: these are the fields in which it departs from what is wanted.
+    Adopted(Vec<String>),
+    /// Its container was taken over and is what is wanted.
+    AdoptedAsItIs,
+    /// Its container was taken over, and what follows is an operator's to say.
+    OnlyAdopted,
+    /// Somebody has changed its container to what is wanted now.
+    Accepted(Vec<String>),
     /// The operator has to deploy it: it never ran here, or on another node before.
     NotDeployed,
 }
@@ -69,6 +77,10 @@ impl fmt::Display for Reason {
             Self::JobNotRun => f.write_str("job, not run here"),
             Self::Quarantined => f.write_str("quarantined: this spec failed its gate here"),
             Self::Finished => f.write_str("finished"),
+            Self::Adopted(fields) => write!(f, "adopted: {} differ", list(fields)),
+            Self::AdoptedAsItIs => f.write_str("adopted as it is"),
+            Self::OnlyAdopted => f.write_str("adopted, never deployed"),
+            Self::Accepted(fields) => write!(f, "{} so already", list(fields)),
             Self::NotDeployed => f.write_str("not deployed yet"),
         }
     }

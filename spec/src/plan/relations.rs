@@ -52,6 +52,10 @@ pub(super) fn removals(
             action.reason = Reason::Held(held);
         } else if deployed.desired == DesiredState::Ignore || input.purpose == Purpose::Auto {
             action.kind = ActionKind::None;
+        } else if deployed.is_only_adopted() {
+            // No definition ever had it: its being missing there is no wish to remove it.
+            action.kind = ActionKind::None;
+            action.reason = Reason::OnlyAdopted;
         } else if let Some(reason) = unseen(input, key) {
             // Removing what cannot be seen would forget a container that may run.
             action.kind = ActionKind::None;
@@ -235,5 +239,6 @@ pub(super) fn before_of(deployed: &Deployed, live: Option<&LiveContainer>) -> Be
         present: live.is_some(),
         running: live.is_some_and(|live| live.state.is_running()),
         stop_timeout: deployed.spec.stop_timeout,
+        baseline: None,
     }
 }

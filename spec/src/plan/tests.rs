@@ -1,5 +1,6 @@
 //! Laws of the planner.
 
+mod adopted;
 mod rules;
 mod world;
 

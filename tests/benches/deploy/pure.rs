@@ -144,6 +144,7 @@ pub(crate) fn measure(rounds: usize, table: &mut Table) {
                     held_at: None,
                     baseline: fields.clone(),
                     restarts: 0,
+                    adopted: None,
                 },
             );
         }

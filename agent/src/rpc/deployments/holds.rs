@@ -88,7 +88,7 @@ impl Deployments {
                     kind: word.to_owned(),
                     reason: "operator".to_owned(),
                     message: format!("{} {word} by {}", row.key, identity.subject),
-                    revision: Some(row.revision),
+                    revision: Some(row.revision).filter(|revision| !revision.is_none()),
                     data: serde_json::json!({ "actor": identity.subject }),
                 });
                 changes.push((row.key.clone(), hold));

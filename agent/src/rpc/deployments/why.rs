@@ -109,7 +109,11 @@ impl Deployments {
             .as_ref()
             .map_or(row.revision, |revision| revision.commit);
         Ok(v1::Why {
-            spec_revision: spec_commit.to_string(),
+            spec_revision: if spec_commit.is_none() {
+                String::new()
+            } else {
+                spec_commit.to_string()
+            },
             deployment: made,
             last,
             subject: revision
@@ -144,6 +148,9 @@ fn why_not(row: &DeployedRow, wanted: bool, component: &v1::Component) -> String
     }
     if let Some(hold) = &row.hold {
         return format!("held at {} by {}", hold.revision.short(), hold.by);
+    }
+    if row.revision.is_none() && !wanted {
+        return "adopted: no definition has it yet".to_owned();
     }
     if !wanted {
         return "orphaned: the head no longer defines it".to_owned();

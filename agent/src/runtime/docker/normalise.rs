@@ -215,7 +215,7 @@ fn devices(host: &Value, fields: &mut BTreeMap<String, String>) {
 }
 
 /// The items of a list; none where there is none.
-fn entries<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+pub(super) fn entries<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value
         .get(key)
         .and_then(Value::as_array)
@@ -280,7 +280,7 @@ fn networks(id: &str, answer: &Value, fields: &mut BTreeMap<String, String>) {
 }
 
 /// The network of containers that name none.
-fn is_default_bridge(name: &str) -> bool {
+pub(super) fn is_default_bridge(name: &str) -> bool {
     name == "bridge" || name == "podman"
 }
 
@@ -305,7 +305,7 @@ fn addresses(answer: &Value) -> BTreeMap<String, IpAddr> {
         .collect()
 }
 
-fn stop_signal(config: &Value) -> String {
+pub(super) fn stop_signal(config: &Value) -> String {
     match text(config, "StopSignal") {
         "" => "SIGTERM".to_owned(),
         told => signal::canonical(told).unwrap_or_else(|| told.to_owned()),
@@ -320,7 +320,7 @@ fn capabilities(host: &Value, key: &str) -> String {
     sorted(names.collect(), ",")
 }
 
-fn security(host: &Value) -> String {
+pub(super) fn security(host: &Value) -> String {
     let options = strings(host.get("SecurityOpt"))
         .into_iter()
         .map(|option| match option {
@@ -337,7 +337,7 @@ fn security(host: &Value) -> String {
 }
 
 /// Billionths of a CPU, also where only quota and period are told.
-fn cpus(host: &Value) -> String {
+pub(super) fn cpus(host: &Value) -> String {
     let get = |key| host.get(key).and_then(Value::as_i64).unwrap_or_default();
     let (nano, quota, period) = (get("NanoCpus"), get("CpuQuota"), get("CpuPeriod"));
     let nano = if nano == 0 && quota > 0 && period > 0 {
@@ -349,7 +349,7 @@ fn cpus(host: &Value) -> String {
 }
 
 /// Docker writes no limit as null, 0 or -1.
-fn pids(host: &Value) -> String {
+pub(super) fn pids(host: &Value) -> String {
     host.get("PidsLimit")
         .and_then(Value::as_i64)
         .filter(|limit| *limit > 0)
@@ -357,7 +357,7 @@ fn pids(host: &Value) -> String {
         .to_string()
 }
 
-fn restart(host: &Value) -> String {
+pub(super) fn restart(host: &Value) -> String {
     let policy = host.get("RestartPolicy").unwrap_or(&Value::Null);
     match (
         text(policy, "Name"),
@@ -397,11 +397,11 @@ fn time(value: &Value, key: &str) -> Option<Timestamp> {
     (time > Timestamp::UNIX_EPOCH).then_some(time)
 }
 
-fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn truth(value: &Value, key: &str) -> bool {
+pub(super) fn truth(value: &Value, key: &str) -> bool {
     value.get(key).and_then(Value::as_bool).unwrap_or_default()
 }
 
@@ -413,7 +413,7 @@ fn number(value: &Value, key: &str) -> String {
         .to_string()
 }
 
-fn strings(value: Option<&Value>) -> Vec<&str> {
+pub(super) fn strings(value: Option<&Value>) -> Vec<&str> {
     value
         .and_then(Value::as_array)
         .map(|items| items.iter().filter_map(Value::as_str).collect())
@@ -434,7 +434,7 @@ fn sorted(mut items: Vec<&str>, separator: &str) -> String {
     items.join(separator)
 }
 
-fn string_map(value: Option<&Value>) -> BTreeMap<String, String> {
+pub(super) fn string_map(value: Option<&Value>) -> BTreeMap<String, String> {
     value
         .and_then(Value::as_object)
         .map(|entries| {

@@ -7,7 +7,7 @@ use crate::definition::{DefinitionFile, compile};
 use crate::observed::ContainerState;
 use crate::samples;
 
-fn component(keys: &str) -> ComponentSpec {
+pub(super) fn component(keys: &str) -> ComponentSpec {
     let text = format!(
         "name = \"shop\"\nnode = \"rift\"\n[[components]]\nname = \"web\"\nimage = \"a.example.net/web:v1\"\n{keys}\n"
     );

@@ -153,6 +153,7 @@ impl World {
             held_at: None,
             baseline: baseline(),
             restarts: 0,
+            adopted: None,
         };
         self.deployed.insert(key.clone(), deployed);
         self.sees(name, RUNNING);
@@ -272,12 +273,16 @@ impl World {
                     held_at: old.and_then(|old| old.held_at),
                     baseline: baseline(),
                     restarts: 0,
+                    adopted: None,
                 },
             );
         }
         let Some(deployed) = self.deployed.get_mut(key) else {
             return;
         };
+        if let Some(baseline) = action.before.as_ref().and_then(|b| b.baseline.clone()) {
+            deployed.baseline = baseline;
+        }
         deployed.spec = after.spec.clone();
         deployed.spec_digest = after.spec_digest;
         deployed.revision = after.revision;
