@@ -5,6 +5,7 @@
 //! blocks it. The executor branches on an action's kind and never on policy.
 //!
 //! Who wins, in this order: an operator's stop, a hold, a quarantined spec, automatic reconciliation.
+//! What is held, or whose next spec is quarantined, is still repaired as it was deployed.
 
 use std::collections::{BTreeMap, BTreeSet};
 

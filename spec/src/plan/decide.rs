@@ -213,23 +213,33 @@ fn decide(
         if deployed.desired == DesiredState::Ignore {
             return untouched(action, Reason::UpToDate);
         }
-        if input.purpose == Purpose::Auto
-            && let Some(held) = deployed.held_at
-        {
-            return untouched(action, Reason::Held(held));
+        if let (true, Some(who)) = (stop_stands, &deployed.stopped_by) {
+            return untouched(action, Reason::StoppedBy(who.clone()));
         }
         // The first deploy of what was taken over is an operator's: adopting stops nothing.
         if input.purpose == Purpose::Auto && deployed.is_only_adopted() {
-            return untouched(action, Reason::OnlyAdopted);
+            let reason = deployed.held_at.map_or(Reason::OnlyAdopted, Reason::Held);
+            return untouched(action, reason);
         }
-        if let (true, Some(who)) = (stop_stands, &deployed.stopped_by) {
-            return untouched(action, Reason::StoppedBy(who.clone()));
+        if input.purpose == Purpose::Auto
+            && let Some(held) = deployed.held_at
+        {
+            return kept(input, key, service, deployed, action.clone())
+                .unwrap_or_else(|| untouched(action, Reason::Held(held)));
         }
     }
     if input.purpose == Purpose::Auto {
         let quarantined = input.quarantined.contains(&(key.clone(), digest));
-        if quarantined && deployed.is_none_or(|d| d.spec_digest != digest) {
-            return untouched(action, Reason::Quarantined);
+        match deployed {
+            None if quarantined => return untouched(action, Reason::Quarantined),
+            // A service that is inactive stops whatever its spec.
+            Some(deployed)
+                if quarantined && deployed.spec_digest != digest && service.settings.active =>
+            {
+                return kept(input, key, service, deployed, action.clone())
+                    .unwrap_or_else(|| untouched(action, Reason::Quarantined));
+            }
+            _ => {}
         }
     }
     let is_job = want.spec.kind.is_job();
@@ -319,6 +329,48 @@ fn decide(
         action.reason = Reason::AdoptedAsItIs;
     }
     action
+}
+
+/// What is held, or whose next spec is quarantined, is repaired as it was deployed: it stays at its own
+/// spec, image and revision. `None` where there is nothing to repair.
+fn kept(
+    input: &PlanInput<'_>,
+    key: &ComponentKey,
+    service: &WantedService,
+    deployed: &Deployed,
+    mut action: Action,
+) -> Option<Action> {
+    if !service.settings.active || !deployed.should_run() || deployed.spec.kind.is_job() {
+        return None;
+    }
+    (action.kind, action.reason) = match input.observed.get(key)? {
+        Observed::Absent => (ActionKind::Create, Reason::ContainerMissing),
+        Observed::Present(live) => {
+            let drifted = drifted_fields(deployed, live);
+            let left = input
+                .quarantined
+                .contains(&(key.clone(), deployed.spec_digest));
+            if !drifted.is_empty() && !left {
+                (ActionKind::Replace, Reason::Drifted(drifted))
+            } else if live.state == ContainerState::Paused {
+                (ActionKind::Start, Reason::Paused)
+            } else {
+                return None;
+            }
+        }
+        Observed::Unknown { .. } => return None,
+    };
+    action.changes.clear();
+    action.uncommitted = false;
+    action.hold = HoldChange::Keep;
+    action.after = Some(After {
+        spec: deployed.spec.clone(),
+        spec_digest: deployed.spec_digest,
+        revision: deployed.revision,
+        image: Some(deployed.image.clone()),
+        running: true,
+    });
+    Some(action)
 }
 
 fn not_running(action: &mut Action, deployed: &Deployed, live: &LiveContainer) {

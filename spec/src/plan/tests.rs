@@ -94,11 +94,18 @@ proptest! {
             prop_assert_eq!(action.hold, HoldChange::Keep);
             prop_assert!(!action.clears_stop);
             let key = world::key(action.component.as_str());
-            if let Some(deployed) = world.deployed.get(&key)
-                && (deployed.stopped_by.is_some() || deployed.held_at.is_some())
-            {
+            let deployed = world.deployed.get(&key);
+            if deployed.is_some_and(|deployed| deployed.stopped_by.is_some()) {
                 prop_assert_eq!(action.kind, ActionKind::None);
                 prop_assert!(action.after.is_none());
+            }
+            // What is held is repaired at most, as it is.
+            if let Some((deployed, after)) = deployed.zip(action.after.as_ref())
+                && deployed.held_at.is_some()
+            {
+                prop_assert_eq!(after.spec_digest, deployed.spec_digest);
+                prop_assert_eq!(after.revision, deployed.revision);
+                prop_assert_eq!(after.image.as_ref(), Some(&deployed.image));
             }
             if let Some(after) = &action.after {
                 let moves = world

@@ -148,6 +148,84 @@ fn a_quarantined_spec_is_tried_again_by_an_operator_only() {
 }
 
 #[test]
+fn what_is_held_is_repaired_as_it_is_and_moves_nowhere() {
+    let mut world = settled();
+    let before = world.of("web").clone();
+    world.of("web").held_at = Some(revision("9"));
+    world.wants("web", changed(&component("")));
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert!(auto.is_noop());
+    world.observed.insert(key("web"), Observed::Absent);
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    let web = action(&auto, &key("web")).unwrap();
+    assert_eq!(
+        (web.kind, &web.reason),
+        (ActionKind::Create, &Reason::ContainerMissing)
+    );
+    let after = web.after.as_ref().unwrap();
+    assert_eq!(
+        (after.spec_digest, after.revision, &after.image),
+        (before.spec_digest, before.revision, &Some(before.image))
+    );
+    assert!(web.changes.is_empty() && web.hold == HoldChange::Keep);
+    world.apply(&auto);
+    assert_eq!(world.of("web").held_at, Some(revision("9")));
+    let again = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert!(again.is_noop());
+}
+
+#[test]
+fn the_last_good_spec_comes_back_where_the_next_is_quarantined() {
+    let mut world = settled();
+    let good = world.of("web").spec_digest;
+    let bad = changed(&component(""));
+    world.quarantined.insert((key("web"), bad.digest()));
+    world.wants("web", bad);
+    world.observed.insert(key("web"), Observed::Absent);
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert_eq!(world.kind(&auto, "web"), Some(ActionKind::Create));
+    let web = action(&auto, &key("web")).unwrap();
+    assert_eq!(web.after.as_ref().unwrap().spec_digest, good);
+    world.apply(&auto);
+    let again = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert!(again.is_noop());
+    // The fields of what is there are repaired to the same.
+    world
+        .of("web")
+        .baseline
+        .insert("memory".to_owned(), "as it was made".to_owned());
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    let web = action(&auto, &key("web")).unwrap();
+    assert_eq!(web.kind, ActionKind::Replace);
+    assert_eq!(web.after.as_ref().unwrap().spec_digest, good);
+}
+
+#[test]
+fn a_stop_comes_before_a_hold_and_neither_is_repaired() {
+    let mut world = settled();
+    world.of("web").held_at = Some(revision("9"));
+    world.of("web").stopped_by = Some("kyle".to_owned());
+    world.observed.insert(key("web"), Observed::Absent);
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    let web = action(&auto, &key("web")).unwrap();
+    assert_eq!(
+        (web.kind, &web.reason),
+        (ActionKind::None, &Reason::StoppedBy("kyle".to_owned()))
+    );
+}
+
+#[test]
+fn an_inactive_service_stops_though_its_next_spec_is_quarantined() {
+    let mut world = settled();
+    let bad = changed(&component(""));
+    world.quarantined.insert((key("web"), bad.digest()));
+    world.wants("web", bad);
+    world.settings_mut().active = false;
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert_eq!(world.kind(&auto, "web"), Some(ActionKind::Stop));
+}
+
+#[test]
 fn what_did_not_converge_is_replaced_by_an_operator_only() {
     let mut world = settled();
     let digest = world.of("web").spec_digest;
