@@ -23,6 +23,7 @@ mod clean;
 mod commitment;
 mod compensate;
 pub mod context;
+mod convergence;
 mod debris;
 mod execute;
 mod execution;

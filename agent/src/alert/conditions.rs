@@ -112,8 +112,8 @@ enum Effect {
     Once(ConditionKey, String),
     /// It ends.
     Ends(ConditionKey),
-    /// All conditions of the component end, but one.
-    EndsAll(ServiceName, ComponentName, Option<&'static str>),
+    /// All conditions of the component end, but these.
+    EndsAll(ServiceName, ComponentName, &'static [&'static str]),
 }
 
 /// What is to be written down after an event.
@@ -184,7 +184,7 @@ impl Conditions {
                         .filter(|key| {
                             key.service.as_ref() == Some(&service)
                                 && key.component.as_ref() == Some(&component)
-                                && but != Some(key.condition.as_str())
+                                && !but.contains(&key.condition.as_str())
                         })
                         .cloned()
                         .collect();
@@ -368,21 +368,33 @@ fn effects(event: &EventRow) -> Vec<Effect> {
             vec![Effect::Ends(of_service("deployment"))]
         }
         "deployed" => deployed(event, of_service("deployment")),
+        "stopped" => of_component(event, &[]).into_iter().collect(),
+        "removed" if event.reason == "remove" => {
+            let mut effects = vec![Effect::Ends(of_service("deployment"))];
+            effects.extend(of_component(event, &[]));
+            effects
+        }
         _ => Vec::new(),
     }
 }
 
-/// A component on which a deployment succeeded has nothing of its past to answer for; one that was
-/// stopped or removed neither flaps.
+/// A component on which a deployment succeeded has nothing of its past to answer for. That it is calm,
+/// or no longer contested, is told when it is.
 fn deployed(event: &EventRow, deployment: ConditionKey) -> Vec<Effect> {
-    let mut effects = vec![Effect::Ends(deployment)];
-    if let (Some(service), Some(component)) = (&event.service, &event.component) {
-        let is_gone = matches!(event.reason.as_str(), "stop" | "remove");
-        // The watch says itself when a running component has been calm.
-        let but = (!is_gone).then_some("flapping");
-        effects.push(Effect::EndsAll(service.clone(), component.clone(), but));
+    let mut effects = Vec::new();
+    let outcome = event.data.get("outcome").and_then(|word| word.as_str());
+    // Of one part alone nothing follows for a deployment that as a whole did not end well.
+    if !matches!(outcome, Some("failed" | "degraded")) {
+        effects.push(Effect::Ends(deployment));
     }
+    effects.extend(of_component(event, &["flapping", "contested"]));
     effects
+}
+
+/// All conditions of the component that an event is about end, but these.
+fn of_component(event: &EventRow, but: &'static [&'static str]) -> Option<Effect> {
+    let (service, component) = event.service.clone().zip(event.component.clone())?;
+    Some(Effect::EndsAll(service, component, but))
 }
 
 /// The drifted fields with their live values: other ones are another cause.

@@ -11,23 +11,24 @@
 
 use std::collections::BTreeMap;
 
-use mcp_spec::drift::field_drift;
+use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::LiveContainer;
 use mcp_spec::plan::ActionKind;
 use tokio::time::Instant;
 
 use super::commitment::commitment;
+use super::convergence;
 use super::execution::Execution;
 use super::failure::PartFailure;
 use super::feed::Ended;
 use super::outcome;
 use super::prepare::{Befallen, Made, prepare};
 use super::steps::stop_container;
-use super::switch::{Outcome as Switching, Switched, switch_all};
+use super::switch::{Outcome as Switching, switch_all};
 use crate::registry::{
-    ComponentRecord, DeploymentRow, DeploymentState, Outcome, Quarantined, RegistryError,
-    StopOverride, Trigger,
+    ComponentRecord, DeployedRow, DeploymentRow, DeploymentState, Outcome, Quarantined,
+    RegistryError, StopOverride, Trigger,
 };
 
 /// Why a deployment ended before the line.
@@ -79,9 +80,10 @@ impl Execution {
         self.after_the_line(row, made).await
     }
 
-    /// The components whose stops and holds come before this deployment: where the agent acts by
-    /// itself, those that it would change. They may have come after the plan was made.
-    fn heeded(&self) -> Vec<ComponentKey> {
+    /// The components whose stops and holds come before this deployment, with the specs that they are
+    /// brought to: where the agent acts by itself, those that it would change. They may have come after
+    /// the plan was made. What is held may be brought back as it is held, and not be stopped.
+    fn heeded(&self) -> Vec<(ComponentKey, Option<Digest>)> {
         if self.order.trigger != Trigger::Auto {
             return Vec::new();
         }
@@ -89,7 +91,11 @@ impl Execution {
             .actions
             .iter()
             .filter(|action| action.kind != ActionKind::None || !action.files.is_empty())
-            .map(|action| self.key(&action.component))
+            .map(|action| {
+                let after = action.after.as_ref().filter(|after| after.running);
+                let spec = after.map(|after| after.spec_digest);
+                (self.key(&action.component), spec)
+            })
             .collect()
     }
 
@@ -199,7 +205,6 @@ impl Execution {
             .images_to_keep()
             .await
             .unwrap_or_default();
-        let unconverged = not_converged(&made, &switching.switched);
         // A hold that an operator set or released meanwhile is not written over.
         let holds = match self
             .context
@@ -214,6 +219,14 @@ impl Execution {
             Err(_) => BTreeMap::new(),
         };
         let commit = commitment(self, &made, &switching, &holds);
+        let looks: Vec<(DeployedRow, LiveContainer)> = commit
+            .set
+            .iter()
+            .filter_map(|set| {
+                let switched = switching.switched.get(&set.row.key.component)?;
+                Some((set.row.clone(), switched.live.clone()?))
+            })
+            .collect();
         let lives: Vec<LiveContainer> = switching
             .switched
             .values()
@@ -240,7 +253,8 @@ impl Execution {
         self.clear_unreached(&made).await;
         self.clean(&switching.failed, keep_before).await;
         let failed = outcome::failure_text(self, &switching.failed);
-        let (state, outcome, error) = match (failed, not_converged_text(&unconverged)) {
+        let unconverged = self.unconverged(&looks);
+        let (state, outcome, error) = match (failed, convergence::text(&unconverged)) {
             (Some(error), _) => (DeploymentState::Failed, Outcome::Failed, Some(error)),
             (None, Some(text)) => (DeploymentState::Cleaned, Outcome::Degraded, Some(text)),
             // A deploy that only moved revisions on touched nothing, and says so.
@@ -249,8 +263,7 @@ impl Execution {
             }
             (None, None) => (DeploymentState::Cleaned, Outcome::Deployed, None),
         };
-        let quarantined = outcome::unconverged(self, &made, &unconverged);
-        self.finish_with(row, state, outcome, error, records, quarantined)
+        self.finish_with(row, state, outcome, error, records, unconverged)
             .await
     }
 
@@ -276,13 +289,17 @@ impl Execution {
         self.clean(&failed, Vec::new()).await;
         // The rows of removed components are gone already, and with them the names of their networks.
         self.drop_networks_of_service().await;
-        let (state, outcome) = if failed.is_empty() {
-            (DeploymentState::Cleaned, Outcome::Deployed)
-        } else {
-            (DeploymentState::Failed, Outcome::Failed)
+        let unconverged = self.unconverged(&self.look_again().await);
+        let (state, outcome, error) = match (
+            outcome::failure_text(self, &failed),
+            convergence::text(&unconverged),
+        ) {
+            (Some(error), _) => (DeploymentState::Failed, Outcome::Failed, Some(error)),
+            (None, Some(text)) => (DeploymentState::Cleaned, Outcome::Degraded, Some(text)),
+            (None, None) => (DeploymentState::Cleaned, Outcome::Deployed, None),
         };
-        let error = outcome::failure_text(self, &failed);
-        self.finish(row, state, outcome, error, records).await
+        self.finish_with(row, state, outcome, error, records, unconverged)
+            .await
     }
 
     /// Writes the end down and tells it.
@@ -325,30 +342,4 @@ impl Execution {
             components: records,
         }
     }
-}
-
-/// The new containers that are not what was made, with the fields that differ: the plan of what was
-/// just deployed is not empty.
-fn not_converged(
-    made: &BTreeMap<ComponentName, Made>,
-    switched: &BTreeMap<ComponentName, Switched>,
-) -> BTreeMap<ComponentName, String> {
-    made.iter()
-        .filter_map(|(component, made)| {
-            let live = switched.get(component)?.live.as_ref()?;
-            let fields: Vec<String> = field_drift(&made.baseline, live)
-                .into_iter()
-                .map(|difference| difference.field)
-                .collect();
-            (!fields.is_empty()).then(|| (component.clone(), fields.join(", ")))
-        })
-        .collect()
-}
-
-fn not_converged_text(unconverged: &BTreeMap<ComponentName, String>) -> Option<String> {
-    let texts: Vec<String> = unconverged
-        .iter()
-        .map(|(component, fields)| format!("{component}: {fields}"))
-        .collect();
-    (!texts.is_empty()).then(|| format!("not converged: {}", texts.join("; ")))
 }

@@ -232,6 +232,13 @@ pub(super) fn quarantined(
         .filter_map(|(component, failure)| {
             let made = made.get(component)?;
             let after = execution.action(component)?.after.as_ref()?;
+            // What has passed its gate here before is no new spec: something else is wrong.
+            let has_passed = execution.old.get(component).is_some_and(|old| {
+                old.spec_digest == after.spec_digest && old.image_id == made.image
+            });
+            if has_passed {
+                return None;
+            }
             Some(Quarantined {
                 key: execution.key(component),
                 spec_digest: after.spec_digest,
@@ -239,28 +246,6 @@ pub(super) fn quarantined(
                 deployment: execution.id.clone(),
                 at: execution.context.clock.now(),
                 reason: failure_chain(failure),
-            })
-        })
-        .collect()
-}
-
-/// The specs that do not come out as what was made of them: the agent by itself would replace their
-/// containers for ever.
-pub(super) fn unconverged(
-    execution: &Execution,
-    made: &BTreeMap<ComponentName, Made>,
-    unconverged: &BTreeMap<ComponentName, String>,
-) -> Vec<Quarantined> {
-    unconverged
-        .iter()
-        .filter_map(|(component, fields)| {
-            Some(Quarantined {
-                key: execution.key(component),
-                spec_digest: execution.action(component)?.after.as_ref()?.spec_digest,
-                image_id: made.get(component)?.image.clone(),
-                deployment: execution.id.clone(),
-                at: execution.context.clock.now(),
-                reason: format!("not converged: {fields}"),
             })
         })
         .collect()
@@ -299,11 +284,7 @@ pub(super) fn finish(
             reason: record.action.clone(),
             message,
             revision: record.to_revision.or(record.from_revision),
-            data: serde_json::json!({
-                "deployment_id": row.id.as_str(),
-                "actor": row.actor,
-                "trigger": row.trigger.as_str(),
-            }),
+            data: about(row),
         });
     }
     if finish.events.is_empty() || row.error.is_some() {
@@ -319,14 +300,20 @@ pub(super) fn finish(
                 None => format!("{} {outcome}", row.service),
             },
             revision: row.revision,
-            data: serde_json::json!({
-                "deployment_id": row.id.as_str(),
-                "actor": row.actor,
-                "trigger": row.trigger.as_str(),
-            }),
+            data: about(row),
         });
     }
     finish
+}
+
+/// What the events of a deployment carry.
+fn about(row: &DeploymentRow) -> serde_json::Value {
+    serde_json::json!({
+        "deployment_id": row.id.as_str(),
+        "actor": row.actor,
+        "trigger": row.trigger.as_str(),
+        "outcome": row.outcome.map_or("running", Outcome::as_str),
+    })
 }
 
 /// What was done, for a sentence.

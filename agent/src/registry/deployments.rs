@@ -112,6 +112,14 @@ words! {
     }
 }
 
+impl Trigger {
+    /// Whether an operator asked for it.
+    #[must_use]
+    pub const fn is_operators(self) -> bool {
+        !matches!(self, Self::Auto | Self::Boot | Self::Rebuild)
+    }
+}
+
 words! {
     /// How far a deployment is.
     DeploymentState {
@@ -326,8 +334,8 @@ impl Registry {
         .await
     }
 
-    /// Lets a deployment cross the line, unless an operator stopped or holds one of `heeded`: then
-    /// nothing is written, and it tells `false`.
+    /// Lets a deployment cross the line, unless an operator stopped one of `heeded`, or holds one at
+    /// another spec than the one beside it: then nothing is written, and it tells `false`.
     ///
     /// # Errors
     ///
@@ -336,15 +344,16 @@ impl Registry {
         &self,
         id: DeploymentId,
         at: Timestamp,
-        heeded: Vec<ComponentKey>,
+        heeded: Vec<(ComponentKey, Option<Digest>)>,
     ) -> Result<bool, RegistryError> {
         self.write(move |tx| {
             let mut overridden = tx.prepare_cached(
                 "SELECT 1 FROM deployed WHERE service = ?1 AND component = ?2
-                 AND (stopped_by IS NOT NULL OR hold IS NOT NULL)",
+                 AND (stopped_by IS NOT NULL OR (hold IS NOT NULL AND spec_digest IS NOT ?3))",
             )?;
-            for key in &heeded {
-                if overridden.exists((key.service.as_str(), key.component.as_str()))? {
+            for (key, spec) in &heeded {
+                let spec = spec.map(|digest| digest.to_string());
+                if overridden.exists((key.service.as_str(), key.component.as_str(), spec))? {
                     return Ok(false);
                 }
             }
@@ -362,22 +371,40 @@ impl Registry {
     /// [`RegistryError::NoSuchDeployment`].
     pub async fn finish(&self, finish: Finish) -> Result<(), RegistryError> {
         self.write(move |tx| {
-            let changed = tx
+            let row: Option<(ServiceName, Trigger)> = tx
                 .prepare_cached(
                     "UPDATE deployments SET state = ?2, outcome = ?3, error = ?4, finished_at = ?5
-                     WHERE id = ?1",
+                     WHERE id = ?1 RETURNING service, trigger_word",
                 )?
-                .execute((
-                    finish.id.as_str(),
-                    finish.state.as_str(),
-                    finish.outcome.as_str(),
-                    finish.error.as_deref().map(|text| cut(text, TEXT_BYTES)),
-                    At(finish.at),
-                ))?;
-            found(changed, &finish.id)?;
+                .query_row(
+                    (
+                        finish.id.as_str(),
+                        finish.state.as_str(),
+                        finish.outcome.as_str(),
+                        finish.error.as_deref().map(|text| cut(text, TEXT_BYTES)),
+                        At(finish.at),
+                    ),
+                    |row| Ok((parsed(row, 0)?, parsed(row, 1)?)),
+                )
+                .optional()?;
+            let (service, trigger) = row.ok_or_else(|| RegistryError::NoSuchDeployment {
+                id: finish.id.clone(),
+            })?;
             records::store(tx, &finish.records)?;
             super::quarantine::store(tx, &finish.quarantined)?;
             append(tx, &finish.events)?;
+            let went_well = matches!(
+                finish.outcome,
+                Outcome::Deployed | Outcome::Unchanged | Outcome::Degraded
+            );
+            if went_well && trigger.is_operators() {
+                let components: Vec<ComponentKey> = finish
+                    .records
+                    .iter()
+                    .map(|record| ComponentKey::new(service.clone(), record.component.clone()))
+                    .collect();
+                super::reconciling::begin_anew(tx, &service, &components, finish.at)?;
+            }
             Ok(())
         })
         .await

@@ -36,6 +36,15 @@ pub struct DriftRow {
     pub since: Timestamp,
 }
 
+/// The changes of a component within the window that flapping is judged in.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlappingRow {
+    /// When it changed, oldest first.
+    pub changes: Vec<Timestamp>,
+    /// Whether it flaps: that was told, and its end was not.
+    pub flaps: bool,
+}
+
 /// What was last seen of a component.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedRow {
@@ -61,6 +70,8 @@ pub struct ObservedRow {
     pub backoff_attempt: u32,
     /// How it differs from what was deployed.
     pub drift: Vec<DriftRow>,
+    /// Its changes; `None` leaves in the registry what it has.
+    pub flapping: Option<FlappingRow>,
     /// When it was seen so.
     pub observed_at: Timestamp,
 }
@@ -114,7 +125,7 @@ impl Registry {
 
 /// By position, since reading columns by name costs more than the rest of a row.
 const COLUMNS: &str = "service, component, state, health, exit_code, oom, started_at, finished_at,
-    restarts, next_restart_at, backoff_attempt, drift, observed_at";
+    restarts, next_restart_at, backoff_attempt, drift, observed_at, flapping";
 
 pub(super) fn all(connection: &Connection) -> Result<Vec<ObservedRow>, RegistryError> {
     let mut statement = connection.prepare_cached(&format!(
@@ -128,8 +139,8 @@ pub(super) fn all(connection: &Connection) -> Result<Vec<ObservedRow>, RegistryE
 pub(super) fn store(tx: &WriteTx<'_>, rows: &[ObservedRow]) -> Result<(), RegistryError> {
     let mut upsert = tx.prepare_cached(
         "INSERT INTO observed (service, component, state, health, exit_code, oom, started_at,
-            finished_at, restarts, next_restart_at, backoff_attempt, drift, observed_at)
-         SELECT service, component, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13
+            finished_at, restarts, next_restart_at, backoff_attempt, drift, observed_at, flapping)
+         SELECT service, component, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14
          FROM deployed WHERE service = ?1 AND component = ?2
          ON CONFLICT (service, component) DO UPDATE SET
             state = excluded.state, health = excluded.health, exit_code = excluded.exit_code,
@@ -137,7 +148,8 @@ pub(super) fn store(tx: &WriteTx<'_>, rows: &[ObservedRow]) -> Result<(), Regist
             finished_at = excluded.finished_at, restarts = excluded.restarts,
             next_restart_at = excluded.next_restart_at,
             backoff_attempt = excluded.backoff_attempt, drift = excluded.drift,
-            observed_at = excluded.observed_at",
+            observed_at = excluded.observed_at,
+            flapping = coalesce(excluded.flapping, flapping)",
     )?;
     for row in rows {
         tx.change_components();
@@ -155,6 +167,7 @@ pub(super) fn store(tx: &WriteTx<'_>, rows: &[ObservedRow]) -> Result<(), Regist
             row.backoff_attempt,
             Json(&row.drift),
             At(row.observed_at),
+            row.flapping.as_ref().map(Json),
         ))?;
     }
     Ok(())
@@ -174,5 +187,9 @@ fn observed_row(row: &Row<'_>) -> rusqlite::Result<ObservedRow> {
         backoff_attempt: row.get(10)?,
         drift: json(row, 11)?,
         observed_at: at(row, 12)?,
+        flapping: Some(
+            row.get::<_, Option<Json<_>>>(13)?
+                .map_or_else(FlappingRow::default, |json| json.0),
+        ),
     })
 }

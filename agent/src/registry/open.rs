@@ -33,6 +33,7 @@ const MIGRATION_LIST: &[M<'static>] = &[
     M::up(include_str!("migrations/0001_registry.sql")),
     M::up(include_str!("migrations/0002_alerts.sql")),
     M::up(include_str!("migrations/0003_adoptions.sql")),
+    M::up(include_str!("migrations/0004_reconciling.sql")),
 ];
 
 /// Opens the one connection that writes, and brings the schema up to date.

@@ -22,6 +22,7 @@ mod deployed;
 mod deployments;
 mod events;
 mod file;
+mod reconciling;
 mod revisions;
 mod speed;
 
@@ -210,6 +211,7 @@ fn observed(of: &str, state: ObservedState) -> ObservedRow {
             live: "2".to_owned(),
             since: time(2),
         }],
+        flapping: Some(FlappingRow::default()),
         observed_at: time(3),
     }
 }

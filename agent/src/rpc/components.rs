@@ -9,6 +9,7 @@ use mcp_proto::v1;
 use mcp_spec::component::Kind;
 use mcp_spec::definition::DesiredSet;
 use mcp_spec::drift::{Expected, drift, observed_state};
+use mcp_spec::duration::Span;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, NodeName, ServiceName, Target};
 use mcp_spec::observed::{ContainerState, DesiredState, Observed, ObservedState};
@@ -17,7 +18,7 @@ use mcp_spec::revision::CommitId;
 use crate::Agent;
 use crate::registry::{
     ComponentRecord, DeployedRow, DeploymentRow, HealthWord, HoldRow, ObservedRow, Outcome,
-    RegistryError,
+    RegistryError, RepairsRow,
 };
 use crate::watch::Snapshot;
 
@@ -49,6 +50,8 @@ pub(super) struct View {
     /// What the head wants here, where its definitions could be read.
     pub(super) wanted: Option<Arc<DesiredSet>>,
     pub(super) quarantined: Vec<(ComponentKey, Digest)>,
+    /// What somebody else keeps changing back.
+    contested: BTreeMap<ComponentKey, RepairsRow>,
     /// Services that are being changed: what differs there meanwhile is nobody's drift.
     busy: BTreeSet<ServiceName>,
 }
@@ -73,6 +76,7 @@ impl View {
             .into_iter()
             .map(|entry| (entry.key, entry.spec_digest))
             .collect();
+        let contested = agent.registry.contested().await?;
         let wanted = match head {
             Some(head) => {
                 let desired = agent.desired.clone();
@@ -95,6 +99,10 @@ impl View {
             seen: seen.into_iter().map(|row| (row.key.clone(), row)).collect(),
             wanted,
             quarantined,
+            contested: contested
+                .into_iter()
+                .map(|row| (row.key.clone(), row))
+                .collect(),
         })
     }
 
@@ -152,6 +160,7 @@ impl View {
     ) -> v1::Component {
         let key = &row.key;
         let seen = self.seen.get(key);
+        let contested = self.contested.get(key);
         let wanted = self
             .wanted
             .as_ref()
@@ -215,6 +224,12 @@ impl View {
             kind: kind(&row.spec.kind),
             spec_digest: row.spec_digest.to_string(),
             adopted: row.adopted,
+            contested: contested.map(|row| row.cause.clone()).unwrap_or_default(),
+            next_repair_at: time(contested.and_then(next_repair)),
+            flapping: seen
+                .and_then(|seen| seen.flapping.as_ref())
+                .is_some_and(|flapping| flapping.flaps),
+            unconverged: self.quarantined.contains(&(key.clone(), row.spec_digest)),
         };
         if let Some(snapshot) = snapshot {
             overlay(&mut component, row, seen, snapshot);
@@ -224,6 +239,13 @@ impl View {
         }
         component
     }
+}
+
+/// When a contested component is repaired again, at the earliest.
+fn next_repair(row: &RepairsRow) -> Option<Timestamp> {
+    let pause = Span::from_millis(row.pause_ms).as_duration();
+    // To the second: it is for people.
+    Timestamp::from_second(row.at.checked_add(pause).ok()?.as_second() + 1).ok()
 }
 
 /// Puts what a snapshot shows over what was observed last.

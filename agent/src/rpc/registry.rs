@@ -29,6 +29,9 @@ const EVENTS_AHEAD: usize = 64;
 /// Events of one read.
 const EVENTS_A_READ: u32 = 500;
 
+/// Events of the past where the client does not say how many.
+const EVENTS_SHOWN: u32 = 100;
+
 /// How long an answer waits for the watch to write down what it has seen.
 const RECORDING: Duration = Duration::from_millis(200);
 
@@ -305,16 +308,14 @@ impl v1::registry_server::Registry for Registry {
         };
         let (events, stream) = mpsc::channel(EVENTS_AHEAD);
         let agent = Arc::clone(&self.agent);
+        let limit = request.limit.unwrap_or(EVENTS_SHOWN).min(10_000);
         let first = EventQuery {
             targets,
             after: (request.after > 0).then_some(request.after),
             since,
-            limit: if request.limit == 0 {
-                100
-            } else {
-                request.limit.min(10_000)
-            },
-            newest: request.after == 0 && since.is_none(),
+            limit,
+            // None of the past: what is followed begins after the newest.
+            newest: limit == 0 || (request.after == 0 && since.is_none()),
         };
         let follow = request.follow;
         let work = self.agent.work.clone();

@@ -56,6 +56,8 @@ struct State {
     exec: Option<ExecOutcome>,
     refuses_start: bool,
     starts: u32,
+    /// A field that a start changes, whatever was asked for.
+    odd: Option<(String, String)>,
 }
 
 impl State {
@@ -241,6 +243,11 @@ impl ScriptedEngine {
     /// Whether starts fail.
     pub fn refuse_starts(&self, refuses: bool) {
         self.state().refuses_start = refuses;
+    }
+
+    /// Makes each start change a field, whatever was asked for: nothing converges.
+    pub fn make_odd(&self, field: &str, value: &str) {
+        self.state().odd = Some((field.to_owned(), value.to_owned()));
     }
 
     /// How often a call was made (`list`, `inspect`, `start`, …).

@@ -12,16 +12,20 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::current::is_dead;
-use super::flapping::{Bounds, Flapping, Turn};
+use super::flapping::{Bounds, Flapping};
 use super::news::{self, End};
 use super::restart::{CALM, Next, longest, next};
 use super::revive::Revived;
 use super::sight::{blank, drift_rows, expected};
-use crate::registry::{DeployedRow, HealthWord, NewEvent, ObservedRow};
+use crate::registry::{DeployedRow, DriftRow, HealthWord, NewEvent, ObservedRow};
 
 /// How long the news of a death waits for its exit code. With it one event tells all; the bar for the
 /// event is 20 ms.
 const CODE_GRACE: Duration = Duration::from_millis(3);
+
+/// How long an end that comes after the news of its death waits: what is removed by hand ends first,
+/// and its end is nothing of its own then.
+const REMOVAL_GRACE: Duration = Duration::from_secs(2);
 
 /// After this time a death counts as an end whose exit code the engine does not tell.
 const CODE_WAIT: Duration = Duration::from_secs(21);
@@ -59,7 +63,16 @@ pub(super) enum Restarting {
 #[derive(Debug, Clone, Copy)]
 struct Dying {
     since: Moment,
+    /// Its process is known to be dead; else the engine says that it is at it.
+    is_dead: bool,
     told: bool,
+}
+
+/// News of an end that may turn out to be a removal.
+#[derive(Debug)]
+struct Held {
+    events: Vec<NewEvent>,
+    until: Instant,
 }
 
 /// One deployed component.
@@ -80,6 +93,9 @@ pub(super) struct Component {
     known: Option<ObservedState>,
     running_since: Option<Instant>,
     dying: Option<Dying>,
+    held: Option<Held>,
+    /// How it differed when its deployment ended, which has told so.
+    told: Vec<DriftRow>,
     flapping: Flapping,
     /// A start was scheduled before the agent began; taken up once.
     inherited: Option<Timestamp>,
@@ -95,6 +111,10 @@ impl Component {
             .map(|seen| seen.state)
             .filter(|state| *state != ObservedState::Unknown);
         let recorded = seen.clone();
+        let flapping = seen.as_ref().and_then(|seen| seen.flapping.as_ref());
+        let flapping = flapping.map_or_else(Flapping::default, |row| {
+            Flapping::restored(row, Instant::now(), at)
+        });
         let seen = seen.unwrap_or_else(|| blank(&row, at));
         Self {
             inherited: seen.next_restart_at,
@@ -107,10 +127,17 @@ impl Component {
             known,
             running_since: None,
             dying: None,
-            flapping: Flapping::default(),
+            held: None,
+            told: Vec::new(),
+            flapping,
             row,
             seen,
         }
+    }
+
+    /// What the end of a deployment has told of how it differs is no news.
+    pub(super) fn was_told(&mut self, drift: Vec<DriftRow>) {
+        self.told = drift;
     }
 
     /// Takes over a row that the registry has now, after a change by the agent.
@@ -126,6 +153,7 @@ impl Component {
             self.known = None;
             self.running_since = None;
             self.dying = None;
+            self.held = None;
             self.looked = None;
             // The registry may hold another row by now, or none.
             self.recorded = None;
@@ -144,13 +172,17 @@ impl Component {
 
     /// When it has to be looked at again without any news.
     pub(super) fn next_look(&self, bounds: Bounds) -> Option<Instant> {
-        let dying = self
-            .dying
-            .map(|dying| dying.since.now + if dying.told { CODE_WAIT } else { CODE_GRACE });
-        [dying, self.flapping.next_turn(bounds, self.running_since)]
-            .into_iter()
-            .flatten()
-            .min()
+        let dying = self.dying.map(|dying| {
+            let wait = if dying.told || !dying.is_dead {
+                CODE_WAIT
+            } else {
+                CODE_GRACE
+            };
+            dying.since.now + wait
+        });
+        let held = self.held.as_ref().map(|held| held.until);
+        let turn = self.flapping.next_turn(bounds, self.running_since);
+        [dying, held, turn].into_iter().flatten().min()
     }
 
     /// Takes in what is observed; tells what follows. The row is changed in place.
@@ -165,6 +197,47 @@ impl Component {
         if self.restarting == Restarting::Asked {
             return Vec::new();
         }
+        let was_told = self.dying.is_some_and(|dying| dying.told);
+        let ended = self.seen.finished_at;
+        let mut events = self.take_in(observed, moment, jitter, bounds);
+        let has_ended = was_told && self.dying.is_none() && self.seen.finished_at != ended;
+        if has_ended && self.known != Some(ObservedState::Absent) {
+            let until = moment.now + REMOVAL_GRACE;
+            self.held = Some(Held { events, until });
+            return Vec::new();
+        }
+        let Some(held) = self.held.take() else {
+            return events;
+        };
+        if events.is_empty() && moment.now < held.until {
+            self.held = Some(held);
+            return events;
+        }
+        let mut all = held.events;
+        if self.known == Some(ObservedState::Absent) {
+            // That it ended, and what was to follow from it, is nothing beside that it is gone.
+            all.retain(|event| event.kind.starts_with("flapping"));
+        }
+        all.append(&mut events);
+        all
+    }
+
+    /// Whether something is seen that has yet to be told.
+    pub(super) const fn holds_news(&self) -> bool {
+        self.held.is_some()
+    }
+
+    fn take_held(&mut self) -> Vec<NewEvent> {
+        self.held.take().map(|held| held.events).unwrap_or_default()
+    }
+
+    fn take_in(
+        &mut self,
+        observed: &Observed,
+        moment: Moment,
+        jitter: f64,
+        bounds: Bounds,
+    ) -> Vec<NewEvent> {
         self.dirty = false;
         let mut events = Vec::new();
         let live = match observed {
@@ -181,7 +254,10 @@ impl Component {
             Some(live) if live.state.is_running() => {
                 self.runs(live, moment, quiet, &mut events);
             }
-            Some(live) if is_dead(live) && self.waits_for_code(moment, &mut events) => {
+            Some(live)
+                if (is_dead(live) || is_ending(live))
+                    && self.waits_for_code(live, moment, &mut events) =>
+            {
                 self.quiet = quiet;
                 return events;
             }
@@ -202,7 +278,15 @@ impl Component {
         };
         self.seen.state = state;
         self.known = Some(state);
-        let is_new = drift.iter().any(|row| !self.seen.drift.contains(row));
+        let is_told = |row: &DriftRow| {
+            let same = |told: &DriftRow| {
+                (&told.field, &told.baseline, &told.live) == (&row.field, &row.baseline, &row.live)
+            };
+            self.told.iter().any(same)
+        };
+        let is_new = drift
+            .iter()
+            .any(|row| !self.seen.drift.contains(row) && !is_told(row));
         if is_new {
             events.push(news::drifted(&self.row, moment.at, &drift));
         } else if drift.is_empty() && !self.seen.drift.is_empty() {
@@ -228,7 +312,10 @@ impl Component {
                 said,
                 json!({}),
             ));
-            self.flapping.change(moment.now);
+            // An end that was only the first half of this has been counted.
+            if self.held.is_none() {
+                self.flapping.change(moment.now, moment.at);
+            }
         }
         self.dying = None;
         self.running_since = None;
@@ -264,7 +351,7 @@ impl Component {
                     said,
                     json!({}),
                 ));
-                self.flapping.change(moment.now);
+                self.flapping.change(moment.now, moment.at);
             }
         }
         if is_new_run || self.running_since.is_none() {
@@ -297,13 +384,24 @@ impl Component {
     }
 
     /// Whether the end of a dead process has still to be told by the engine.
-    fn waits_for_code(&mut self, moment: Moment, events: &mut Vec<NewEvent>) -> bool {
+    fn waits_for_code(
+        &mut self,
+        live: &LiveContainer,
+        moment: Moment,
+        events: &mut Vec<NewEvent>,
+    ) -> bool {
+        let is_dead = is_dead(live);
         let dying = self.dying.get_or_insert(Dying {
             since: moment,
+            is_dead,
             told: false,
         });
+        if is_dead && !dying.is_dead {
+            dying.since = moment;
+            dying.is_dead = true;
+        }
         let waited = moment.now.duration_since(dying.since.now);
-        if !dying.told && waited >= CODE_GRACE && !self.quiet {
+        if dying.is_dead && !dying.told && waited >= CODE_GRACE && !self.quiet {
             dying.told = true;
             self.seen.state = ObservedState::Stopped;
             let said = "died; the engine has yet to tell its exit code";
@@ -349,7 +447,7 @@ impl Component {
                 let at = self.dying.map_or(moment.at, |dying| dying.since.at);
                 let end = End { code, oom, ran };
                 events.push(news::exited(&self.row, at, end, self.why_ended(live)));
-                self.flapping.change(moment.now);
+                self.flapping.change(moment.now, moment.at);
             }
         }
         self.dying = None;
@@ -454,7 +552,14 @@ impl Component {
         jitter: f64,
     ) -> Vec<NewEvent> {
         self.dirty = true;
-        let mut events = Vec::new();
+        // What is being removed by hand cannot be started: a look tells.
+        if let (Revived::Failed(error), Some(_)) = (revived, &self.held)
+            && !error.is_away()
+        {
+            self.restarting = Restarting::Due(moment.now + NOT_NOW_PAUSE);
+            return Vec::new();
+        }
+        let mut events = self.take_held();
         match revived {
             Revived::Running(live) => {
                 self.restarting = Restarting::No;
@@ -515,7 +620,7 @@ impl Component {
             return Vec::new();
         }
         if self.seen.health != Some(HealthWord::Starting) {
-            self.flapping.change(moment.now);
+            self.flapping.change(moment.now, moment.at);
         }
         self.seen.health = Some(word);
         let (reason, said) = match word {
@@ -525,43 +630,34 @@ impl Component {
             }
         };
         let data = json!({ "detail": detail });
-        let mut events = vec![news::about(
+        let mut events = self.take_held();
+        events.push(news::about(
             &self.row,
             moment.at,
             word.as_str(),
             reason,
             &said,
             data,
-        )];
+        ));
         events.extend(self.turn(moment, bounds));
         events
     }
 
     fn turn(&mut self, moment: Moment, bounds: Bounds) -> Option<NewEvent> {
-        let window = mcp_spec::duration::Span::from_millis(
-            u64::try_from(bounds.window.as_millis()).unwrap_or(u64::MAX),
-        );
-        Some(
-            match self.flapping.turn(moment.now, bounds, self.running_since)? {
-                Turn::Begins(changes) => news::about(
-                    &self.row,
-                    moment.at,
-                    "flapping",
-                    "too-many-changes",
-                    &format!("changed {changes} times within {window}"),
-                    json!({ "changes": changes }),
-                ),
-                Turn::Over => news::about(
-                    &self.row,
-                    moment.at,
-                    "flapping-over",
-                    "calm",
-                    &format!("has been calm for {window}"),
-                    json!({}),
-                ),
-            },
-        )
+        let turn = if self.row.wanted() == DesiredState::Running {
+            self.flapping.turn(moment.now, bounds, self.running_since)
+        } else {
+            self.flapping.stop()
+        };
+        self.seen.flapping = Some(self.flapping.row());
+        Some(news::flapping(&self.row, moment.at, turn?, bounds.window))
     }
+}
+
+/// Whether the engine says that it is just stopping or removing the container: how that ends is told
+/// by what comes after.
+fn is_ending(live: &LiveContainer) -> bool {
+    matches!(&live.state, ContainerState::Other(word) if matches!(word.as_str(), "stopping" | "removing"))
 }
 
 /// When a run began, on the monotonic clock. A wall clock that jumped makes it now at worst.

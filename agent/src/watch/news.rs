@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use mcp_spec::duration::Span;
 use serde_json::{Value, json};
 
+use super::flapping::Turn;
 use crate::registry::{DeployedRow, DriftRow, NewEvent};
 
 /// Differences that a message names; the data has them all.
@@ -139,6 +140,36 @@ pub(super) fn drift_gone(row: &DeployedRow, at: Timestamp, drift: &[DriftRow]) -
         &said,
         json!({ "drift": drift }),
     )
+}
+
+pub(super) fn flapping(row: &DeployedRow, at: Timestamp, turn: Turn, window: Duration) -> NewEvent {
+    let window = rounded(window);
+    match turn {
+        Turn::Begins(changes) => about(
+            row,
+            at,
+            "flapping",
+            "too-many-changes",
+            &format!("changed {changes} times within {window}"),
+            json!({ "changes": changes }),
+        ),
+        Turn::Calm => about(
+            row,
+            at,
+            "flapping-over",
+            "calm",
+            &format!("has been calm for {window}"),
+            json!({}),
+        ),
+        Turn::Stopped => about(
+            row,
+            at,
+            "flapping-over",
+            "stopped",
+            "is stopped, and flaps no more",
+            json!({}),
+        ),
+    }
 }
 
 fn named(drift: &[DriftRow]) -> String {

@@ -49,6 +49,7 @@ pub(super) fn blank(row: &DeployedRow, at: Timestamp) -> ObservedRow {
         next_restart_at: None,
         backoff_attempt: 0,
         drift: Vec::new(),
+        flapping: None,
         observed_at: at,
     }
 }

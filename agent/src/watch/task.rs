@@ -315,27 +315,33 @@ impl Watching {
 
     async fn read_rows(&mut self, ended: &BTreeMap<ServiceName, Instant>) -> bool {
         let at = self.setup.watch.clock().now();
-        let rows = match self.setup.registry.deployed_all().await {
-            Ok(rows) => rows,
+        let (rows, seen) = match self.setup.registry.deployed_and_observed().await {
+            Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "cannot read what is deployed");
                 return false;
             }
         };
+        let mut seen: BTreeMap<ComponentKey, ObservedRow> =
+            seen.into_iter().map(|row| (row.key.clone(), row)).collect();
         let mut before = std::mem::take(&mut self.components);
         for row in rows {
             let key = row.key.clone();
-            let component = match before.remove(&key) {
+            let (mut component, is_another) = match before.remove(&key) {
                 Some(mut component) => {
+                    let is_another = component.row.container != row.container;
                     component.replace_row(row, at);
-                    component
+                    (component, is_another)
                 }
                 None => {
                     let mut component = Component::new(row, None, at);
                     component.quiet = ended.contains_key(&key.service);
-                    component
+                    (component, true)
                 }
             };
+            if is_another && let Some(seen) = seen.remove(&key) {
+                component.was_told(seen.drift);
+            }
             self.components.insert(key, component);
         }
         self.register();
@@ -444,7 +450,8 @@ impl Watching {
             if component.seen != before {
                 component.seen.observed_at = moment.at;
             }
-            if component.recorded.as_ref() != Some(&component.seen) {
+            // With the news that belongs to it, or a crash in between would lose that.
+            if !component.holds_news() && component.recorded.as_ref() != Some(&component.seen) {
                 component.recorded = Some(component.seen.clone());
                 rows.push(component.seen.clone());
             }

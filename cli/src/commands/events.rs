@@ -44,7 +44,7 @@ pub(crate) struct Args {
         hide_default_value = true
     )]
     after: u64,
-    /// At most so many before following
+    /// At most so many before following; 0 for none
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
     limit: u32,
 }
@@ -144,7 +144,7 @@ async fn watch(
         after: args.after,
         since: args.since.map(|at| at.to_string()).unwrap_or_default(),
         follow: args.follow,
-        limit: args.limit,
+        limit: Some(args.limit),
     };
     let mut attempt = 0;
     let mut connected_once = false;
@@ -200,7 +200,7 @@ async fn read(
         request.after = event.seq;
         request.since.clear();
         // From here on nothing may be left out, however long the connection was away.
-        request.limit = 10_000;
+        request.limit = Some(10_000);
         if events
             .send((client.name().to_owned(), event))
             .await

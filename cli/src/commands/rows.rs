@@ -68,11 +68,14 @@ pub(crate) fn revision(component: &v1::Component) -> Cell {
     Cell::new(&words.join(" "), style)
 }
 
-/// What needs a look: `DRIFT`, `HELD`, `orphaned`, `quarantined`.
+/// What needs a look: `DRIFT`, `CONTESTED`, `HELD`, `orphaned`, `quarantined` and others.
 fn remarks(component: &v1::Component) -> Vec<String> {
     let mut words = Vec::new();
     if !component.drift.is_empty() {
         words.push("DRIFT".to_owned());
+    }
+    if !component.contested.is_empty() {
+        words.push("CONTESTED".to_owned());
     }
     if let Some(hold) = &component.held {
         words.push(format!("HELD by {}", hold.by));
@@ -82,6 +85,12 @@ fn remarks(component: &v1::Component) -> Vec<String> {
     }
     if component.quarantined {
         words.push("quarantined".to_owned());
+    }
+    if component.unconverged {
+        words.push("not converged".to_owned());
+    }
+    if component.flapping {
+        words.push("flapping".to_owned());
     }
     if component.restarts > 0 {
         words.push(count(component.restarts as usize, "restart"));

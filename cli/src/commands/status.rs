@@ -260,6 +260,9 @@ fn needs_worry(service: &v1::ServiceStatus) -> bool {
 fn component_needs_worry(component: &v1::Component) -> bool {
     !component.drift.is_empty()
         || component.quarantined
+        || component.unconverged
+        || component.flapping
+        || !component.contested.is_empty()
         || component.orphaned
         || component.held.is_some()
         || component.health == "unhealthy"
@@ -340,8 +343,21 @@ fn about(context: &Context, component: &v1::Component) -> String {
             }
         })
         .collect();
+    if !component.contested.is_empty() {
+        parts.push(format!(
+            "contested: {}, again and again; repaired next after {}",
+            component.contested,
+            context.out.time(&component.next_repair_at)
+        ));
+    }
     if component.quarantined {
         parts.push("the head's spec is quarantined".to_owned());
+    }
+    if component.unconverged {
+        parts.push("did not converge".to_owned());
+    }
+    if component.flapping {
+        parts.push("flapping".to_owned());
     }
     if component.orphaned {
         parts.push("no longer defined".to_owned());

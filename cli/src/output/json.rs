@@ -90,6 +90,10 @@ pub(crate) struct Component {
     observed_at: Option<String>,
     spec_digest: Option<String>,
     adopted: bool,
+    contested: Option<String>,
+    next_repair_at: Option<String>,
+    flapping: bool,
+    unconverged: bool,
 }
 
 impl Component {
@@ -123,6 +127,10 @@ impl Component {
             observed_at: some(&component.observed_at),
             spec_digest: some(&component.spec_digest),
             adopted: component.adopted,
+            contested: some(&component.contested),
+            next_repair_at: some(&component.next_repair_at),
+            flapping: component.flapping,
+            unconverged: component.unconverged,
         }
     }
 }

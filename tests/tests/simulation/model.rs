@@ -16,7 +16,8 @@
 //! 5. A container is started by a deployment beyond the line, which starts what it has to start under its
 //!    component's name; or by its restart policy: then it is the registered one, wanted, no job, its
 //!    policy asks for it, nothing else is under way, and the pauses are kept.
-//! 6. The agent by itself changes nothing that is stopped, held or quarantined, and runs no job.
+//! 6. The agent by itself changes nothing that is stopped or quarantined, brings back what is held as it
+//!    is held and otherwise leaves it, and runs no job.
 //! 7. A job's container is started once, by a deploy or a rollback that was asked for.
 //! 8. Where a deployment says that something runs, and nobody else did it harm, something runs.
 //! 9. What the engine did not say is not acted on: nothing is made anew that is still there.

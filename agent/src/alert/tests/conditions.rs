@@ -163,8 +163,52 @@ fn deployment_ends_what_it_mends_but_not_flapping() {
     log.told.clear();
     log.take(&event(3, "deployed", "replace"));
     assert_eq!(log.states(), [(3, Recovered), (3, Recovered)]);
-    log.take(&event(4, "deployed", "stop"));
+    log.take(&event(4, "stopped", "stop"));
     assert_eq!(log.states().last(), Some(&(4, Recovered)));
+}
+
+#[test]
+fn contest_goes_on_over_repairs_and_is_told_once() {
+    let mut log = Log::new();
+    log.take(&event(0, "contested", "container missing"));
+    for second in [20, 60, 140] {
+        log.take(&event(second, "deployed", "create"));
+    }
+    assert_eq!(log.states(), [(0, Firing)]);
+    log.take(&event(200, "contested", "memory drifted"));
+    assert_eq!(log.states().last(), Some(&(200, Firing)), "another cause");
+    log.take(&event(900, "contested-over", "left-alone"));
+    assert_eq!(log.states().last(), Some(&(900, Recovered)));
+    assert_eq!(log.told.len(), 3);
+}
+
+#[test]
+fn degraded_deployment_is_one_alert_however_often_it_is_tried() {
+    let mut log = Log::new();
+    let part = |second| EventRow {
+        data: json!({ "outcome": "degraded" }),
+        ..event(second, "deployed", "replace")
+    };
+    for second in [0, 60, 120] {
+        log.take(&part(second));
+        log.take(&EventRow {
+            component: None,
+            ..event(second, "deployment-degraded", "deploy")
+        });
+    }
+    assert_eq!(log.states(), [(0, Firing)]);
+    log.take(&event(200, "deployed", "replace"));
+    assert_eq!(log.states(), [(0, Firing), (200, Recovered)]);
+}
+
+#[test]
+fn what_is_removed_for_good_has_nothing_to_answer_for() {
+    let mut log = Log::new();
+    log.take(&event(0, "flapping", "too-many-changes"));
+    log.take(&event(1, "removed", "outside"));
+    assert_eq!(log.states(), [(0, Firing)]);
+    log.take(&event(2, "removed", "remove"));
+    assert_eq!(log.states(), [(0, Firing), (2, Recovered)]);
 }
 
 #[test]

@@ -115,6 +115,10 @@ async fn event_reaches_the_command_with_its_evidence_and_once() {
     until("it fires", || lines(&setup.file("got")) == 1).await;
     setup.event("drift-gone", "is as it was").await;
     until("it recovers", || lines(&setup.file("got")) == 2).await;
+    // The command has yet to end when it has read everything.
+    while setup.registry.next_alert().await.unwrap().is_some() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     stop.cancel();
     judging.await.unwrap().unwrap();
     delivering.await.unwrap().unwrap();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn id(bits: u64) -> DeploymentId {
+pub(super) fn id(bits: u64) -> DeploymentId {
     DeploymentId::from_bits(bits)
 }
 
@@ -18,7 +18,7 @@ fn step(bits: u64, name: &str, phase: StepPhase) -> StepRow {
     }
 }
 
-fn record(bits: u64, component: &str) -> ComponentRecord {
+pub(super) fn record(bits: u64, component: &str) -> ComponentRecord {
     ComponentRecord {
         deployment: id(bits),
         component: component.parse().unwrap(),
@@ -40,7 +40,7 @@ fn record(bits: u64, component: &str) -> ComponentRecord {
     }
 }
 
-fn finish(bits: u64, seconds: i64) -> Finish {
+pub(super) fn finish(bits: u64, seconds: i64) -> Finish {
     Finish {
         id: id(bits),
         state: DeploymentState::Cleaned,
@@ -128,8 +128,13 @@ async fn a_deployment_that_heeds_a_stop_or_a_hold_does_not_cross_the_line() {
     };
     let holds = vec![(key("shop/web"), Some(hold))];
     registry.set_hold(holds, Vec::new()).await.unwrap();
-    let cross = |of: &str| registry.cross_line(auto.clone(), time(2), vec![key(of)]);
+    let crosses_to = |of: &str, spec| {
+        let heeded = vec![(key(of), spec)];
+        registry.cross_line(auto.clone(), time(2), heeded)
+    };
+    let cross = |of: &str| crosses_to(of, Some(spec("v2").digest()));
     assert!(!cross("shop/web").await.unwrap());
+    assert!(!crosses_to("shop/web", None).await.unwrap());
     let Lookup::One(kept) = registry.deployment(auto.to_string()).await.unwrap() else {
         panic!("the deployment is there");
     };
@@ -147,8 +152,12 @@ async fn a_deployment_that_heeds_a_stop_or_a_hold_does_not_cross_the_line() {
         .await
         .unwrap();
     assert!(!cross("shop/db").await.unwrap());
+    let same = Some(spec("v1").digest());
+    assert!(!crosses_to("shop/db", same).await.unwrap());
     registry.set_stop(keys, None, Vec::new()).await.unwrap();
     assert!(cross("shop/db").await.unwrap());
+    // What is held is brought back as it is held.
+    assert!(crosses_to("shop/web", same).await.unwrap());
 }
 
 #[tokio::test]

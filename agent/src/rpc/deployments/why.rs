@@ -6,7 +6,7 @@ use mcp_spec::name::Target;
 use tonic::Status;
 
 use super::Deployments;
-use crate::registry::{DeployedRow, Outcome, RevisionFilter, RevisionRow};
+use crate::registry::{DeployedRow, Outcome, PauseRow, RevisionFilter, RevisionRow};
 use crate::rpc::components::{View, deployment};
 use crate::rpc::status;
 
@@ -104,7 +104,11 @@ impl Deployments {
             .as_ref()
             .and_then(|set| set.services.get(&row.key.service))
             .and_then(|service| service.components.get(&row.key.component));
-        let wanted_reason = why_not(row, wanted.is_some(), &component);
+        let (pauses, _) = registry.reconciling().await.map_err(failed)?;
+        let pause = pauses
+            .iter()
+            .find(|pause| pause.service == row.key.service && pause.pause_ms > 0);
+        let wanted_reason = why_not(row, wanted.is_some(), &component, pause);
         let spec_commit = revision
             .as_ref()
             .map_or(row.revision, |revision| revision.commit);
@@ -142,7 +146,12 @@ impl Deployments {
 }
 
 /// Why what the head wants does not run.
-fn why_not(row: &DeployedRow, wanted: bool, component: &v1::Component) -> String {
+fn why_not(
+    row: &DeployedRow,
+    wanted: bool,
+    component: &v1::Component,
+    pause: Option<&PauseRow>,
+) -> String {
     if let Some(stop) = &row.stopped_by {
         return format!("stopped by {}", stop.by);
     }
@@ -155,8 +164,21 @@ fn why_not(row: &DeployedRow, wanted: bool, component: &v1::Component) -> String
     if !wanted {
         return "orphaned: the head no longer defines it".to_owned();
     }
+    if !component.contested.is_empty() {
+        return format!(
+            "contested: {}, again and again; repaired next after {}",
+            component.contested, component.next_repair_at
+        );
+    }
     if component.quarantined {
         return "quarantined here: it failed its gate".to_owned();
+    }
+    if component.unconverged {
+        return "not converged: what runs is not what was made; mcp deploy tries again".to_owned();
+    }
+    let is_amiss = component.behind > 0 || !component.drift.is_empty();
+    if let Some(pause) = pause.filter(|_| is_amiss) {
+        return format!("the agent tried in vain: {}; it tries again", pause.cause);
     }
     if component.behind > 0 {
         return "pending: not deployed yet".to_owned();

@@ -195,6 +195,9 @@ impl Runtime for ScriptedEngine {
             state.starts += 1;
             live.started_at = Some(started_at);
             live.finished_at = None;
+            if let Some((field, value)) = &state.odd {
+                live.fields.insert(field.clone(), value.clone());
+            }
             live.state = match state.exits.get(&live.image_id) {
                 Some(code) => ContainerState::Exited {
                     code: *code,

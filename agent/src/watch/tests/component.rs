@@ -304,8 +304,12 @@ fn a_death_is_told_before_its_exit_code_only_where_that_takes_long() {
     assert!(web.component.next_look(BOUNDS).is_some());
     assert_eq!(web.after(1).sees(dead(since)), ["died"]);
     assert!(web.after(1).sees(dead(since)).is_empty());
-    let told = web.sees(exited(137, since, since + 1));
-    assert_eq!(told, ["exited", "restart-scheduled"]);
+    // What is removed by hand ends first: that news waits a moment.
+    let end = exited(137, since, since + 1);
+    assert!(web.sees(end.clone()).is_empty());
+    assert_eq!(web.is_due_in(), Some(10));
+    assert!(web.component.next_look(BOUNDS).is_some());
+    assert_eq!(web.after(2).sees(end), ["exited", "restart-scheduled"]);
 }
 
 #[test]
@@ -313,8 +317,127 @@ fn an_end_without_an_exit_code_is_an_end_at_last() {
     let mut web = Bench::restart("always");
     web.after(1).sees(dead(0));
     assert_eq!(web.after(1).sees(dead(0)), ["died"]);
-    assert_eq!(web.after(30).sees(dead(0)), ["exited"]);
+    assert!(web.after(30).sees(dead(0)).is_empty());
     assert_eq!(web.is_due_in(), Some(0));
+    assert_eq!(web.revives(), ["exited", "restarted"]);
+}
+
+#[test]
+fn a_removal_is_no_end_of_its_own() {
+    let mut web = Bench::restart("always");
+    web.after(1).sees(dead(0));
+    assert_eq!(web.after(1).sees(dead(0)), ["died"]);
+    assert!(web.sees(exited(0, 0, 1)).is_empty());
+    // The start that its policy asks for meets what is being removed.
+    web.component.restarting = Restarting::Asked;
+    let moment = web.moment();
+    let gone = Revived::Failed(RuntimeError::NotFound {
+        what: "container web".to_owned(),
+    });
+    assert!(web.component.revived(&gone, moment, 0.0).is_empty());
+    assert_eq!(web.component.seen.backoff_attempt, 0);
+    assert_eq!(web.sees(Observed::Absent), ["removed", "drift"]);
+    assert_eq!(web.component.restarting, Restarting::No);
+    let changes = web.component.seen.flapping.as_ref().unwrap();
+    assert_eq!(changes.changes.len(), 1, "one fact");
+}
+
+#[test]
+fn what_the_engine_is_just_removing_or_stopping_has_not_ended_yet() {
+    let ending = |word: &str| {
+        let mut live = live("web", 0);
+        live.state = ContainerState::Other(word.to_owned());
+        Observed::Present(Box::new(live))
+    };
+    let mut web = Bench::restart("no");
+    web.after(1).sees(dead(0));
+    assert_eq!(web.after(1).sees(dead(0)), ["died"]);
+    assert!(web.sees(ending("removing")).is_empty());
+    assert_eq!(web.sees(Observed::Absent), ["removed", "drift"]);
+    let mut web = Bench::restart("always");
+    assert!(web.after(1).sees(ending("stopping")).is_empty());
+    assert!(web.after(1).sees(ending("stopping")).is_empty());
+    assert_eq!(web.component.restarting, Restarting::No);
+    assert_eq!(web.sees(exited(143, 0, 2)), ["exited"]);
+    assert!(matches!(web.component.restarting, Restarting::Due(_)));
+}
+
+#[test]
+fn what_its_deployment_has_told_is_no_news() {
+    let mut web = Bench::restart("always");
+    let mut changed = live("web", 0);
+    let memory = |live: &mut LiveContainer, value: &str| {
+        live.fields.insert("memory".to_owned(), value.to_owned());
+    };
+    memory(&mut changed, "256 MiB");
+    let first = first_sight(
+        &web.component.row,
+        &Observed::Present(Box::new(changed.clone())),
+        time(0),
+    );
+    assert_eq!(first.drift.len(), 1);
+    web.component.was_told(first.drift);
+    let seen = Observed::Present(Box::new(changed.clone()));
+    assert!(web.after(1).sees(seen).is_empty());
+    assert_eq!(web.component.seen.drift.len(), 1, "and it is still drift");
+    memory(&mut changed, "1 GiB");
+    let seen = Observed::Present(Box::new(changed));
+    assert_eq!(web.after(1).sees(seen), ["drift"], "another value is news");
+}
+
+#[test]
+fn flapping_begins_and_ends_once_over_restarts_of_the_agent() {
+    let bounds = Bounds {
+        threshold: 3,
+        window: Duration::from_secs(300),
+    };
+    let mut web = Bench::restart("always");
+    let mut told = Vec::new();
+    for _ in 0..5 {
+        let since = web.seconds;
+        web.after(1);
+        let moment = web.moment();
+        let end = exited(1, since, since + 1);
+        told.extend(words(&web.component.look(&end, moment, 0.0, bounds)));
+        web.revives();
+        let seen = web.component.seen.clone();
+        web.component = Component::new(web.component.row.clone(), Some(seen), time(web.seconds));
+    }
+    assert_eq!(told.iter().filter(|word| *word == "flapping").count(), 1);
+    let since = web.seconds;
+    let mut later = |seconds: i64| {
+        web.after(seconds);
+        let seen = web.component.seen.clone();
+        web.component = Component::new(web.component.row.clone(), Some(seen), time(web.seconds));
+        let moment = web.moment();
+        words(&web.component.look(&running(since), moment, 0.0, bounds))
+    };
+    assert!(later(200).is_empty(), "it has yet to be calm");
+    assert_eq!(later(101), ["flapping-over"]);
+    assert!(later(1).is_empty());
+    assert!(later(400).is_empty());
+}
+
+#[test]
+fn a_stop_ends_flapping_and_it_may_begin_again() {
+    let bounds = Bounds {
+        threshold: 1,
+        window: Duration::from_secs(300),
+    };
+    let mut web = Bench::restart("always");
+    web.after(1);
+    let moment = web.moment();
+    let told = words(&web.component.look(&exited(1, 0, 1), moment, 0.0, bounds));
+    assert_eq!(told, ["exited", "flapping"]);
+    let mut row = web.component.row.clone();
+    row.stopped_by = Some(StopOverride {
+        by: "kyle".to_owned(),
+        at: time(2),
+    });
+    web.component.replace_row(row, time(2));
+    web.component.quiet = true;
+    assert_eq!(web.sees(exited(1, 0, 1)), ["flapping-over"]);
+    assert!(web.sees(exited(1, 0, 1)).is_empty());
 }
 
 #[test]

@@ -366,7 +366,11 @@ impl Model {
             if row.is_some_and(|row| row.stopped_by.is_some()) {
                 wrong("changes what an operator stopped");
             }
-            if row.is_some_and(|row| row.hold.is_some()) {
+            // Bringing back what is held, as it is held, is no change.
+            let moves = |row: &DeployedRow| {
+                after.is_none_or(|after| !after.running || after.spec_digest != row.spec_digest)
+            };
+            if row.is_some_and(|row| row.hold.is_some() && moves(row)) {
                 wrong("changes what is held");
             }
             if let Some(after) = after
