@@ -24,6 +24,7 @@ use crate::registry::{Registry, RevisionSource};
 use crate::revisions::RevisionStore;
 use crate::runtime::Runtime;
 use crate::source::Source;
+use crate::takeover::Reclaimer;
 use crate::watch::{self, Busy, Watch};
 use crate::{Agent, GRACE, RunError, alert, error_chain, reconcile, retention};
 
@@ -104,6 +105,16 @@ pub async fn assemble(
         services_dir: config.services_dir.clone(),
         max_age: config.watch.resync.as_duration() * 2,
     });
+    let reclaimer = Arc::new(Reclaimer {
+        node: config.node.clone(),
+        registry: registry.clone(),
+        revisions: revisions.clone(),
+        desired: desired.clone(),
+        watch: watch.clone(),
+        busy: busy.clone(),
+        clock: clock.clone(),
+        random: random.clone(),
+    });
     let outgoing = Arc::new(Notify::new());
     let alerts = Arc::new(alert::Delivery::new(
         config.node.clone(),
@@ -128,6 +139,7 @@ pub async fn assemble(
         alerts,
         clock,
         source: Source::default(),
+        reclaimer,
         work: TaskTracker::new(),
         shutdown: shutdown.clone(),
         config,
@@ -143,8 +155,24 @@ pub async fn assemble(
             failed = registry.failed() => Err(failed.into()),
         }
     });
+    let store = Arc::clone(&agent.revisions);
+    let stop = tasks.shutdown.child_token();
+    tasks.spawn("repository", async move {
+        tokio::select! {
+            // Waiting for a failure is nothing that could be lost.
+            biased;
+            () = stop.cancelled() => Ok(()),
+            () = store.in_doubt() => Err(RunError::InDoubt),
+        }
+    });
     let stop = tasks.shutdown.child_token();
     tasks.spawn("deployer", async { Ok(deploying.run(stop).await?) });
+    let stop = tasks.shutdown.child_token();
+    let reclaimer = Arc::clone(&agent.reclaimer);
+    tasks.spawn("take-over", async move {
+        reclaimer.run(stop).await;
+        Ok(())
+    });
     let stop = tasks.shutdown.child_token();
     let watching = watching(&agent, random);
     tasks.spawn("watch", async { Ok(watch::run(watching, stop).await?) });

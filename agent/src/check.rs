@@ -13,12 +13,14 @@ use crate::config::{Config, ConfigError};
 use crate::error_chain;
 use crate::lock::{DataDirLock, LockError};
 use crate::node::NodeFacts;
+use crate::registry::{SCHEMA, inspect, is_blank};
+use crate::revisions::RevisionStore;
 use crate::runtime::Runtime as _;
 use crate::runtime::docker::{DockerRuntime, EngineSocket};
 use crate::tls::Certificate;
 
-/// Longest wait for the engine.
-const ENGINE_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for the engine: a busy podman takes seconds to tell of itself.
+const ENGINE_LIMIT: Duration = Duration::from_secs(20);
 /// Free space below which the node is in trouble soon: the registry, a pack and a small image.
 const FREE_BYTES: u64 = 1 << 30;
 
@@ -133,6 +135,11 @@ fn data_dir(config: &Config) -> Row {
         );
     }
     match DataDirLock::take(folder) {
+        Ok(_) if crate::restore::is_unfinished(folder) => Row::bad(
+            name,
+            format!("{shown}: a restore was cut off"),
+            "run the same mcp-agent restore again, with --force",
+        ),
         Ok(_) => Row::good(name, format!("{shown}, no agent runs on it")),
         Err(LockError::Held { .. }) => Row::good(name, format!("{shown}, an agent runs on it")),
         Err(error) => Row::bad(name, error_chain(&error), error.hint()),
@@ -228,42 +235,89 @@ fn denied_keys(config: &Config) -> Row {
     }
 }
 
+/// The repository and the high-water mark: all that was accepted is there, and all that the head holds can be
+/// read.
 fn repository(config: &Config) -> Row {
+    let name = "repository";
     let repo = config.repo();
-    if repo.join("HEAD").is_file() {
-        return Row::good("repository", repo.display().to_string());
-    }
-    if repo.exists() {
+    let shown = repo.display();
+    if !repo.join("objects").is_dir() {
         return Row::bad(
-            "repository",
-            format!("{} is no git repository", repo.display()),
-            "restore it from a backup",
+            name,
+            format!("{shown} is no repository"),
+            "restore a backup, or move it away, start the agent and push everything anew with mcp sync",
         );
     }
-    Row::bad(
-        "repository",
-        format!("{} is missing", repo.display()),
-        "restore the data directory from a backup, or make a new one with mcp-agent init",
-    )
+    let found = match RevisionStore::inspect(&config.data_dir) {
+        Ok(found) => found,
+        Err(error) => {
+            return Row::bad(
+                name,
+                format!("{shown}: {error}"),
+                "run the check as the agent's user",
+            );
+        }
+    };
+    // A registry that cannot be read has a row of its own.
+    let known = inspect(&config.database())
+        .ok()
+        .and_then(|facts| facts.head);
+    let found = found.against(&config.data_dir, known);
+    if let Some(damage) = found.damage {
+        return Row::bad(
+            name,
+            format!("{shown} is damaged: {damage}"),
+            "restore a backup, or move it away, start the agent and push everything anew with mcp sync",
+        );
+    }
+    if let Some(trouble) = found.trouble {
+        return Row::bad(
+            name,
+            format!("{shown}: changes are stopped: {trouble}"),
+            trouble.hint(),
+        );
+    }
+    let head = found.head.map_or_else(
+        || "nothing accepted yet".to_owned(),
+        |head| format!("head {}, {} accepted", head.short(), found.accepted),
+    );
+    Row::good(name, format!("{shown}, {head}"))
 }
 
 fn registry(config: &Config) -> Row {
+    let name = "registry";
     let file = config.database();
-    match fs::read(&file).map(|bytes| bytes.starts_with(b"SQLite format 3\0")) {
-        Ok(true) => Row::good("registry", file.display().to_string()),
-        Ok(false) => Row::bad(
-            "registry",
-            format!("{} is no SQLite database", file.display()),
-            "restore it from a backup",
-        ),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Row::good("registry", "none yet: the agent makes it at its start")
+    let shown = file.display();
+    if is_blank(&file) {
+        let is_lost = RevisionStore::inspect(&config.data_dir)
+            .is_ok_and(|repository| repository.head.is_some());
+        return if is_lost {
+            Row::bad(
+                name,
+                format!("{shown} is gone"),
+                "restore a backup; else the agent makes a new one at its start, from repository and engine",
+            )
+        } else {
+            Row::good(name, "none yet: the agent makes it at its start")
+        };
+    }
+    match inspect(&file) {
+        Ok(facts) => {
+            let is_older = facts.schema < SCHEMA;
+            let detail = format!(
+                "{shown}, schema {}{}, {} components, {} deployments under way",
+                facts.schema,
+                if is_older {
+                    " (brought up to date at the start)"
+                } else {
+                    ""
+                },
+                facts.deployed,
+                facts.unfinished
+            );
+            Row::good(name, detail)
         }
-        Err(error) => Row::bad(
-            "registry",
-            format!("{}: {error}", file.display()),
-            "run the agent as the owner of its data directory",
-        ),
+        Err(error) => Row::bad(name, error_chain(&error), crate::open_registry_hint(&error)),
     }
 }
 

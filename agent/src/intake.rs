@@ -51,6 +51,10 @@ pub async fn take_in(
     origin: Origin,
 ) -> Result<usize, IntakeError> {
     let known = registry.head().await?;
+    if known.is_some_and(|known| !revisions.is_accepted(known)) {
+        // The repository was set back: changes are stopped until it has again what the registry knows.
+        return Ok(0);
+    }
     let store = revisions.clone();
     let compiled = desired.clone();
     let (new, changes) = blocking(move || {

@@ -22,6 +22,7 @@ pub mod adoption;
 pub mod alert;
 pub mod assemble;
 pub mod auth;
+pub mod backup;
 pub mod blocking;
 pub mod check;
 pub mod clock;
@@ -38,14 +39,17 @@ pub mod random;
 pub mod rebuild;
 pub mod reconcile;
 pub mod registry;
+pub mod restore;
 pub mod retention;
 pub mod revisions;
 pub mod rpc;
 pub mod runtime;
 pub mod source;
+pub mod takeover;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;
+pub mod trust;
 pub mod watch;
 
 use arc_swap::ArcSwapOption;
@@ -71,6 +75,9 @@ use watch::{Busy, Watch};
 
 /// How long running calls, and then other work, may take to end once the agent was told to.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long the API waits for a first look at the engine.
+const FIRST_LOOK: Duration = Duration::from_secs(2);
 
 /// What every call and every task shares.
 #[derive(Debug)]
@@ -107,6 +114,8 @@ pub struct Agent {
     pub clock: Arc<dyn Clock>,
     /// The upstream's state.
     pub source: Source,
+    /// Takes over what runs unknown to the registry.
+    pub reclaimer: Arc<takeover::Reclaimer>,
     /// Work that goes on though its caller went away; the agent waits for it at its end.
     pub work: TaskTracker,
     /// Ends everything; streams without end watch it.
@@ -130,6 +139,10 @@ impl Agent {
             // The repository has it: the next arrival or the next start makes up for this.
             tracing::error!(error = %error_chain(&error), "a revision could not be written down");
         }
+        // It may be the one that tells what a container is, after the registry was set back.
+        if let Err(error) = self.reclaimer.reclaim().await {
+            tracing::error!(%error, "cannot take over what runs");
+        }
         self.heads.send_replace(Some(accepted.head));
     }
 }
@@ -152,9 +165,18 @@ pub enum RunError {
     /// The repository cannot be opened.
     #[error("cannot open the repository")]
     Revisions(#[from] revisions::OpenError),
+    /// A flush of the repository failed.
+    #[error("the repository could not be flushed to the disk: what is on it is in doubt")]
+    InDoubt,
+    /// A restore was cut off.
+    #[error("a restore was cut off: the data directory is half the old one and half the backup's")]
+    Restoring,
     /// The registry cannot be opened.
     #[error(transparent)]
     OpenRegistry(#[from] registry::OpenError),
+    /// The registry is gone and no new one could be made.
+    #[error("the registry is gone, and no new one could be made")]
+    Rebuild(#[from] rebuild::RebuildError),
     /// The registry failed while the agent started, or takes no more writes.
     #[error("the registry failed")]
     Registry(#[from] RegistryError),
@@ -202,8 +224,17 @@ impl RunError {
             Self::Trust(error) => error.hint(),
             Self::Socket(_) => "mend runtime.socket in agent.toml".to_owned(),
             Self::Deployer(_) => "start the agent again: it finishes what was under way".to_owned(),
-            Self::Revisions(_) => "restore the data directory from a backup".to_owned(),
+            Self::Revisions(_) => {
+                "restore a backup (mcp-agent restore), or move repo.git away, start the agent and push everything \
+                 anew with mcp sync"
+                    .to_owned()
+            }
+            Self::InDoubt => {
+                "look at the disk of the data directory; the next start finishes what was begun".to_owned()
+            }
+            Self::Restoring => "run the same mcp-agent restore again, with --force".to_owned(),
             Self::OpenRegistry(error) => open_registry_hint(error),
+            Self::Rebuild(error) => error.hint(),
             Self::Registry(_) | Self::Intake(_) | Self::Alerts(_) => {
                 "look at the disk of the data directory, then start the agent again".to_owned()
             }
@@ -227,7 +258,7 @@ fn open_registry_hint(error: &registry::OpenError) -> String {
         registry::OpenError::Locked { .. } => "stop the other process: fuser mcp.db names it",
         registry::OpenError::OldSqlite { .. } => "build the agent with its bundled SQLite",
         registry::OpenError::Io { .. } => "run the agent as the owner of its data directory",
-        _ => "make a new one from repository and engine: mcp-agent rebuild --config FILE",
+        _ => "restore a backup (mcp-agent restore FILE), or make a new one from repository and engine: mcp-agent rebuild --config FILE",
     }
     .to_owned()
 }
@@ -398,14 +429,20 @@ pub async fn run(
     let _lock = DataDirLock::take(&config.data_dir)?;
     let certificate = Arc::new(Certificate::load(&config.tls)?);
     let verifier = Arc::new(Issuers::load(&config)?);
-    let revisions = Arc::new(RevisionStore::open(
-        &config.data_dir,
-        trust_roots(&config)?,
-    )?);
+    if restore::is_unfinished(&config.data_dir) {
+        return Err(RunError::Restoring);
+    }
+    let revisions = Arc::new(open_store(&config)?);
+    let socket: EngineSocket = config.runtime.socket_url().parse()?;
+    let runtime: Arc<dyn Runtime> = Arc::new(DockerRuntime::new(socket));
+    if revisions.head().is_some() && registry::is_blank(&config.database()) {
+        make_registry_anew(&config, &revisions, &runtime).await?;
+    }
+    let registry = Registry::open(&config.database())?;
+    revisions.hold_against(registry.head().await?);
     if let Some(trouble) = revisions.trouble() {
         tracing::error!(%trouble, "no changes are taken");
     }
-    let registry = Registry::open(&config.database())?;
     let listen = config.listen;
     let listener = TcpListener::bind(listen)
         .await
@@ -413,17 +450,25 @@ pub async fn run(
     let address = listener
         .local_addr()
         .map_err(|source| RunError::Listen { listen, source })?;
-    let socket: EngineSocket = config.runtime.socket_url().parse()?;
     let parts = Parts {
         config,
         verifier,
         revisions,
         registry,
-        runtime: Arc::new(DockerRuntime::new(socket)),
+        runtime,
         clock: Arc::new(SystemClock),
         random: Random::system(),
     };
     let (agent, mut tasks) = assemble(parts, shutdown).await?;
+    // So that the first plan finds what was taken over; an engine that is away or slow is not waited for.
+    let first = async {
+        if agent.watch.fresh().await.is_ok()
+            && let Err(error) = agent.reclaimer.reclaim().await
+        {
+            tracing::error!(%error, "cannot take over what runs");
+        }
+    };
+    drop(tokio::time::timeout(FIRST_LOOK, first).await);
     let (accepting, incoming) = tls::accept(
         listener,
         Arc::new(tls::server_config(certificate)),
@@ -455,6 +500,50 @@ pub async fn run(
         tracing::warn!("work was still under way; the next start takes it up");
     }
     ended
+}
+
+/// Opens the repository. One that was removed is made anew, empty: containers go on being looked after, and
+/// a push brings back what the high-water mark remembers, and nothing else.
+fn open_store(config: &Config) -> Result<RevisionStore, RunError> {
+    match RevisionStore::open(&config.data_dir, trust_roots(config)?) {
+        Err(revisions::OpenError::Missing { .. }) if !config.repo().exists() => {
+            tracing::error!(repository = %config.repo().display(), "the repository is gone: an empty one takes its place");
+            RevisionStore::init(&config.data_dir)?;
+            Ok(RevisionStore::open(&config.data_dir, trust_roots(config)?)?)
+        }
+        opened => Ok(opened?),
+    }
+}
+
+/// A registry that was deleted is made anew from repository and engine: an empty one would leave what runs
+/// to nobody, and a refusal would too.
+async fn make_registry_anew(
+    config: &Config,
+    revisions: &Arc<RevisionStore>,
+    runtime: &Arc<dyn Runtime>,
+) -> Result<(), RunError> {
+    tracing::error!(
+        database = %config.database().display(),
+        "the registry is gone: making a new one from repository and engine; history, events, stops, holds and \
+         quarantined specs are lost, unless a backup is restored"
+    );
+    let rebuilt = rebuild::rebuild_from(
+        config,
+        revisions.clone(),
+        runtime.clone(),
+        Timestamp::now(),
+        &Random::system(),
+    )
+    .await?;
+    for taken in &rebuilt.containers {
+        match &taken.verdict {
+            Ok(revision) => {
+                tracing::warn!(container = taken.container, revision = %revision.short(), "taken over");
+            }
+            Err(reason) => tracing::warn!(container = taken.container, reason),
+        }
+    }
+    Ok(())
 }
 
 /// Asks the engine who it is. One that is away is asked again by the watch.

@@ -10,12 +10,16 @@ use clap::{Args, Parser, Subcommand};
 use jiff::Timestamp;
 use mcp_agent::auth::Role;
 use mcp_agent::auth::issuer::{Grant, Issuer};
+use mcp_agent::backup::backup;
 use mcp_agent::check::{Row, Verdict, check};
 use mcp_agent::config::{Config, DEFAULT_DATA_DIR, DEFAULT_LISTEN, DEFAULT_SERVICES_DIR, Engine};
 use mcp_agent::init::{InitOptions, Initialised, init};
 use mcp_agent::rebuild::rebuild;
+use mcp_agent::restore::restore;
+use mcp_agent::trust;
 use mcp_spec::duration::Span;
 use mcp_spec::name::{NodeName, ServiceName};
+use mcp_spec::revision::CommitId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -49,6 +53,21 @@ enum Command {
     /// is taken over only where its spec recomputes from a verified revision. History, events, holds and
     /// quarantined specs of the old registry are gone; it is kept beside the new one.
     Rebuild(ConfigArgs),
+    /// Write everything that makes this node into one file, also while the agent runs.
+    ///
+    /// Configuration, keys, certificates, owners, denied keys, the accepted revisions, the high-water mark,
+    /// the registry and the staged files: a tar archive with checksums. It holds private keys, so it is
+    /// readable by its owner alone. The data of services is not in it.
+    Backup(BackupArgs),
+    /// Put a backup in place while no agent runs. Containers go on running.
+    ///
+    /// The whole file is checked before anything is written. What the data directory holds is moved aside,
+    /// into before-restore-TIME, and not removed; staged files, and a high-water mark that the backup does not
+    /// know, stay. Changes are then stopped until a push brings what the mark names.
+    Restore(RestoreArgs),
+    /// Look at how far this node has come, and confirm it where head, mark and registry disagree.
+    #[command(subcommand)]
+    Trust(TrustCommand),
     /// Run by the agent itself, to stage a file under an engine without root.
     #[command(hide = true)]
     Stage {
@@ -64,6 +83,50 @@ struct ConfigArgs {
     /// The configuration that init wrote.
     #[arg(long, value_name = "FILE", env = "MCP_AGENT_CONFIG")]
     config: PathBuf,
+}
+
+#[derive(Args)]
+struct BackupArgs {
+    /// Where the backup goes.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Overwrite a file that is there.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Args)]
+struct RestoreArgs {
+    /// A file that backup wrote.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The configuration; where there is one it names the data directory [default: as in the backup].
+    #[arg(long, value_name = "FILE", env = "MCP_AGENT_CONFIG")]
+    config: Option<PathBuf>,
+    /// Also into a data directory that holds something; that is moved aside.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Subcommand)]
+enum TrustCommand {
+    /// Show head, high-water mark, the registry's head, introduction and owners; exit 1 where changes are stopped.
+    Show(ConfigArgs),
+    /// Take the repository's head as it is, and let mark and registry go back to it. The agent must not run.
+    ///
+    /// For what nobody has any more. Where somebody has it, `mcp sync` from there ends the stop by itself.
+    Confirm(ConfirmArgs),
+}
+
+#[derive(Args)]
+struct ConfirmArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Confirm; without it the command only tells what would fall.
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Args)]
@@ -189,6 +252,10 @@ fn main() -> ExitCode {
         Command::Token(TokenCommand::Issue(args)) => issue(&args),
         Command::Check(args) => check_all(&args.config),
         Command::Rebuild(args) => rebuild_registry(&args.config),
+        Command::Backup(args) => back_up(&args),
+        Command::Restore(args) => put_back(&args),
+        Command::Trust(TrustCommand::Show(args)) => show_trust(&args.config),
+        Command::Trust(TrustCommand::Confirm(args)) => confirm_trust(&args),
         Command::Stage { pid } => return stage(pid),
         Command::Version => {
             out(&format!("mcp-agent {}\n", env!("CARGO_PKG_VERSION")));
@@ -394,6 +461,152 @@ fn rebuild_registry(file: &Path) -> Result<ExitCode, Failure> {
     ));
     if let Some(old) = &rebuilt.old {
         text.push_str(&format!("the old one is {}\n", old.display()));
+    }
+    out(&text);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn short(commit: Option<CommitId>) -> String {
+    commit.map_or_else(|| "none".to_owned(), |commit| commit.short())
+}
+
+fn back_up(args: &BackupArgs) -> Result<ExitCode, Failure> {
+    let config = load(&args.config.config)?;
+    let done = backup(&config, &args.file, args.force).map_err(|error| {
+        let hint = error.hint();
+        Failure::new(error, hint)
+    })?;
+    for left_out in &done.left_out {
+        err(&format!("left out: {left_out}\n"));
+    }
+    if done.unfinished > 0 {
+        err(&format!(
+            "{} deployments were under way: the agent goes on with them after a restore\n",
+            done.unfinished
+        ));
+    }
+    out(&format!(
+        "node {} at {}: {} files, {} KiB in {}\n",
+        done.node,
+        short(done.head),
+        done.files,
+        done.bytes.div_ceil(1024),
+        args.file.display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn put_back(args: &RestoreArgs) -> Result<ExitCode, Failure> {
+    let done = restore(&args.file, args.config.as_deref(), args.force).map_err(|error| {
+        let hint = error.hint();
+        Failure::new(error, hint)
+    })?;
+    let mut text = format!(
+        "node {} is as it was at {}, head {}, in {}\n",
+        done.node,
+        done.at,
+        short(done.head),
+        done.data_dir.display()
+    );
+    if let Some(aside) = &done.aside {
+        text.push_str(&format!("the old files are in {}\n", aside.display()));
+    }
+    for kept in &done.kept {
+        text.push_str(&format!("{} was there and stays\n", kept.display()));
+    }
+    if let Some(mark) = done.mark_ahead {
+        text.push_str(&format!(
+            "this node had come to {}, which the backup lacks: changes are stopped until a push brings it\n",
+            mark.short()
+        ));
+    }
+    text.push_str(&format!(
+        "\nnext, on this node:\n  mcp-agent check --config {0}\n  mcp-agent serve --config {0}\n\
+         then, on the workstation:\n  mcp sync\n",
+        done.config.display()
+    ));
+    out(&text);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show_trust(file: &Path) -> Result<ExitCode, Failure> {
+    let config = load(file)?;
+    let state = trust::show(&config).map_err(|error| {
+        let hint = error.hint();
+        Failure::new(error, hint)
+    })?;
+    let repository = &state.repository;
+    let registry = match &state.registry {
+        Ok(head) => short(*head),
+        Err(reason) => reason.clone(),
+    };
+    let introduction = repository.introduction.as_ref().map_or_else(
+        || "none yet".to_owned(),
+        |(commit, signer)| format!("{}, signed {signer}", commit.short()),
+    );
+    let mut text = format!(
+        "head          {}\nmark          {}\nregistry      {registry}\nintroduction  {introduction}\naccepted      {}\n",
+        short(repository.head),
+        short(repository.mark),
+        repository.accepted
+    );
+    for owner in &state.owners {
+        text.push_str(&format!("owner         {owner}\n"));
+    }
+    if let Some(trouble) = &repository.trouble {
+        text.push_str(&format!(
+            "\nchanges are stopped: {trouble}\nmend: {}\n",
+            trouble.hint()
+        ));
+    }
+    if let Some(damage) = &repository.damage {
+        text.push_str(&format!(
+            "\nthe repository is damaged: {damage}\nmend: restore a backup, or move repo.git away, start the agent \
+             and push everything anew with mcp sync\n"
+        ));
+    }
+    out(&text);
+    Ok(
+        if repository.trouble.is_none() && repository.damage.is_none() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        },
+    )
+}
+
+fn confirm_trust(args: &ConfirmArgs) -> Result<ExitCode, Failure> {
+    let config = load(&args.config.config)?;
+    let fail = |error: trust::TrustError| {
+        let hint = error.hint();
+        Failure::new(error, hint)
+    };
+    if !args.yes {
+        let state = trust::show(&config).map_err(fail)?;
+        let Some(trouble) = state.repository.trouble else {
+            out("nothing is to be confirmed\n");
+            return Ok(ExitCode::SUCCESS);
+        };
+        err(&format!(
+            "changes are stopped: {trouble}\nconfirming takes {} as the head, and whatever came after it is forgotten\n\n\
+             hint: where somebody has it, mcp sync brings it back; else: mcp-agent trust confirm --yes --config {}\n",
+            short(state.repository.head),
+            config.file.display()
+        ));
+        return Ok(ExitCode::from(64));
+    }
+    let done = runtime()?.block_on(trust::confirm(&config)).map_err(fail)?;
+    let Some(trouble) = done.trouble else {
+        out("nothing is to be confirmed\n");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let mut text = format!("confirmed: {trouble}\nthe head is {}", short(done.head));
+    if done.head.is_none() {
+        text.push_str(": the next push introduces a history, signed by an owner");
+    }
+    text.push('\n');
+    for commit in &done.forgotten {
+        text.push_str(&format!("forgotten: {commit}\n"));
     }
     out(&text);
     Ok(ExitCode::SUCCESS)

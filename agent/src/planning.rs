@@ -385,7 +385,10 @@ impl Planner {
             .into_iter()
             .map(|entry| (entry.key, entry.spec_digest))
             .collect();
-        let forbidden = self.forbidden(targets, wanted);
+        let mut forbidden = self.forbidden(targets, wanted);
+        for (key, obstacle) in self.strangers(facts).await? {
+            forbidden.entry(key).or_default().push(obstacle);
+        }
         Ok(plan(&PlanInput {
             node: &self.node,
             revision,

@@ -1,17 +1,17 @@
 //! `mcp-agent rebuild`: a new registry from the repository and the engine, after the old one was lost.
 //!
 //! It starts, stops and changes nothing. The revisions come from the repository, which verified them
-//! and kept them. A container is taken over only where it bears the name of its component, and where
-//! the revision that its labels name is an accepted one whose definition gives the very spec digest
-//! that they name; all others are left alone and told. What only the old registry knew is gone:
-//! history, events, holds, quarantined specs, and drift from before, since what runs now is taken for
-//! what was made. What does not run is taken for stopped by an operator, so that nothing starts
-//! behind anybody's back.
+//! and kept them; which containers are taken over is [`crate::takeover`]'s to say. What only the old
+//! registry knew is gone: history, events, quarantined specs, and drift from before. What does not run
+//! is taken for stopped by an operator, and what runs another spec than the head's for held, so that
+//! nothing starts or changes behind anybody's back.
+//!
+//! The agent does the same by itself where its registry is not there at all.
 //!
 //! The old file is kept beside the new one. A crash leaves either the old state or the new one: the
 //! new registry gets its name last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mcp_spec::image::Digest;
-use mcp_spec::name::{ComponentKey, ServiceName};
-use mcp_spec::observed::{DesiredState, LiveContainer, Observed, label};
-use mcp_spec::plan::ServiceSettings;
+use mcp_spec::observed::{LiveContainer, label};
 use mcp_spec::revision::CommitId;
 use thiserror::Error;
 
@@ -33,15 +30,11 @@ use crate::disk;
 use crate::intake::{self, IntakeError, Origin};
 use crate::lock::{DataDirLock, LockError};
 use crate::random::Random;
-use crate::registry::{
-    CommitDeployment, DeployedRow, DeploymentId, DeploymentRow, DeploymentState, Finish,
-    HistoryEntry, NewEvent, OpenError, Outcome, Registry, RegistryError, RevisionSource,
-    SetDeployed, StopOverride, Trigger,
-};
+use crate::registry::{OpenError, Registry, RegistryError, RevisionSource};
 use crate::revisions::{self, RevisionStore};
 use crate::runtime::docker::{DockerRuntime, EngineSocket, SocketError};
 use crate::runtime::{Runtime, RuntimeError};
-use crate::watch::first_sight;
+use crate::takeover::{Judged, TakeOver, Taken, judge, record};
 use crate::{TrustRootsError, trust_roots};
 
 /// Who is said to have done it.
@@ -110,17 +103,6 @@ impl RebuildError {
     }
 }
 
-/// What became of a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Taken {
-    /// The container's name.
-    pub container: String,
-    /// The component, where the labels name one.
-    pub key: Option<ComponentKey>,
-    /// The revision that it is said to run from now on, or why it was left alone.
-    pub verdict: Result<CommitId, String>,
-}
-
 /// What was rebuilt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rebuilt {
@@ -173,9 +155,14 @@ pub(crate) async fn rebuild_from(
             at: now,
         };
         intake::take_in(&registry, &revisions, &desired, origin).await?;
-        let judged = judge(config, &revisions, &desired, live).await;
+        let judged = judge(&revisions, &desired, live).await;
         let taken = judged.iter().map(Judged::taken).collect();
-        record(&registry, judged, now, random).await?;
+        let order = TakeOver {
+            actor: ACTOR,
+            before: BTreeMap::new(),
+            now,
+        };
+        record(&registry, judged, order, random).await?;
         blocking(move || registry.close()).await;
         taken
     };
@@ -207,208 +194,6 @@ async fn ours(
     }
     live.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(live)
-}
-
-/// A container and what is to become of it.
-struct Judged {
-    live: LiveContainer,
-    key: Option<ComponentKey>,
-    verdict: Result<Box<DeployedRow>, String>,
-}
-
-impl Judged {
-    fn taken(&self) -> Taken {
-        Taken {
-            container: self.live.name.clone(),
-            key: self.key.clone(),
-            verdict: self
-                .verdict
-                .as_ref()
-                .map(|row| row.revision)
-                .map_err(Clone::clone),
-        }
-    }
-}
-
-async fn judge(
-    config: &Config,
-    revisions: &Arc<RevisionStore>,
-    desired: &Arc<Desired>,
-    live: Vec<LiveContainer>,
-) -> Vec<Judged> {
-    let (revisions, desired) = (Arc::clone(revisions), Arc::clone(desired));
-    let node = config.node.clone();
-    blocking(move || {
-        live.into_iter()
-            .map(|live| {
-                let key = live.claimed_key();
-                let verdict = match &key {
-                    Some(key) => deployed(key, &live, &revisions, &desired)
-                        .map(Box::new)
-                        .map_err(|reason| format!("left alone: {reason}")),
-                    None => Err(format!(
-                        "left alone: its labels name no component of {node}"
-                    )),
-                };
-                Judged { live, key, verdict }
-            })
-            .collect()
-    })
-    .await
-}
-
-/// The row of a container whose spec recomputes, or why it does not.
-fn deployed(
-    key: &ComponentKey,
-    live: &LiveContainer,
-    revisions: &RevisionStore,
-    desired: &Desired,
-) -> Result<DeployedRow, String> {
-    if live.name != key.container_name() {
-        return Err(format!("it is not called {}", key.container_name()));
-    }
-    let said = |name: &str| {
-        live.labels
-            .get(name)
-            .ok_or_else(|| format!("it has no label {name}"))
-    };
-    let revision: CommitId = said(label::REVISION)?
-        .parse()
-        .map_err(|_| "its revision is no commit".to_owned())?;
-    let digest: Digest = said(label::SPEC)?
-        .parse()
-        .map_err(|_| "its spec digest is none".to_owned())?;
-    let generation = live
-        .generation()
-        .ok_or_else(|| "its generation is no number".to_owned())?;
-    if !revisions.is_accepted(revision) {
-        return Err(format!("{} was never accepted here", revision.short()));
-    }
-    let spec_at = |commit: CommitId| {
-        let set = desired.at(commit).ok()?;
-        let service = set.services.get(&key.service)?;
-        let spec = service.components.get(&key.component)?;
-        (spec.digest() == digest).then(|| (spec.clone(), ServiceSettings::of(service)))
-    };
-    // Where the head still wants the very same it is said to run the head, as after a deployment of it.
-    let newest = revisions
-        .head()
-        .and_then(|head| Some((head, spec_at(head)?)));
-    let (revision, (spec, settings)) = newest
-        .or_else(|| Some((revision, spec_at(revision)?)))
-        .ok_or_else(|| format!("{} does not give that spec", revision.short()))?;
-    Ok(DeployedRow {
-        key: key.clone(),
-        spec_digest: digest,
-        spec,
-        image_id: live.image_id.clone(),
-        image_digest: None,
-        revision,
-        container: live.id.clone(),
-        container_name: live.name.clone(),
-        generation,
-        baseline: live.fields.clone(),
-        desired: if settings.active {
-            DesiredState::Running
-        } else {
-            DesiredState::Stopped
-        },
-        stopped_by: None,
-        hold: None,
-        // Given with the deployment that records it.
-        deployment: DeploymentId::from_bits(0),
-        history: 0,
-        deployed_at: Timestamp::UNIX_EPOCH,
-        adopted: false,
-        settings,
-    })
-}
-
-/// Writes the rows down, a deployment of each service, so that history and `why` have something to tell.
-async fn record(
-    registry: &Registry,
-    judged: Vec<Judged>,
-    now: Timestamp,
-    random: &Random,
-) -> Result<(), RebuildError> {
-    let mut services: BTreeMap<ServiceName, Vec<(LiveContainer, DeployedRow)>> = BTreeMap::new();
-    let mut seen = BTreeSet::new();
-    for judged in judged {
-        if let Ok(row) = judged.verdict
-            && seen.insert(row.key.clone())
-        {
-            services
-                .entry(row.key.service.clone())
-                .or_default()
-                .push((judged.live, *row));
-        }
-    }
-    for (service, rows) in services {
-        let id = DeploymentId::from_bits(random.bits());
-        let revision = rows.first().map(|(_, row)| row.revision);
-        registry
-            .admit(DeploymentRow {
-                id: id.clone(),
-                service: service.clone(),
-                component: None,
-                request_id: String::new(),
-                request_digest: Digest::of(b""),
-                actor: ACTOR.to_owned(),
-                trigger: Trigger::Rebuild,
-                revision,
-                signer: None,
-                plan: String::new(),
-                plan_id: String::new(),
-                state: DeploymentState::Admitted,
-                outcome: None,
-                error: None,
-                created_at: now,
-                line_at: None,
-                finished_at: None,
-            })
-            .await?;
-        let mut commit = CommitDeployment::new(id.clone());
-        for (live, mut row) in rows {
-            row.deployment = id.clone();
-            row.deployed_at = now;
-            let is_wanted = row.desired == DesiredState::Running && !row.spec.kind.is_job();
-            if is_wanted && !live.state.is_running() {
-                row.stopped_by = Some(StopOverride {
-                    by: ACTOR.to_owned(),
-                    at: now,
-                });
-            }
-            let observed = Observed::Present(Box::new(live));
-            commit.observed.push(first_sight(&row, &observed, now));
-            commit.set.push(SetDeployed {
-                row,
-                history: HistoryEntry::New,
-            });
-        }
-        registry.commit_deployment(commit).await?;
-        registry
-            .finish(Finish {
-                id,
-                state: DeploymentState::Cleaned,
-                outcome: Outcome::Deployed,
-                error: None,
-                records: Vec::new(),
-                quarantined: Vec::new(),
-                events: vec![NewEvent {
-                    at: now,
-                    service: Some(service.clone()),
-                    component: None,
-                    kind: "rebuilt".to_owned(),
-                    reason: ACTOR.to_owned(),
-                    message: format!("{service} was taken over into a new registry"),
-                    revision,
-                    data: serde_json::json!({}),
-                }],
-                at: now,
-            })
-            .await?;
-    }
-    Ok(())
 }
 
 /// Files that SQLite keeps beside a database.

@@ -30,6 +30,7 @@ mod deployments;
 mod error;
 mod events;
 mod history;
+mod inspect;
 mod journal;
 mod meta;
 mod observations;
@@ -59,8 +60,10 @@ pub use deployments::{
 pub use error::{OpenError, RegistryError};
 pub use events::{EventQuery, EventRow, NewEvent, PruneBounds};
 pub use history::HistoryRow;
+pub use inspect::{RegistryFacts, copy, inspect};
 pub use journal::{StepPhase, StepRow};
 pub use observations::{DriftRow, FlappingRow, HealthWord, ObservedRow};
+pub use open::SCHEMA;
 pub use quarantine::Quarantined;
 pub use reconciling::{PauseRow, Reconciled, RepairsRow, contested_over};
 pub use records::ComponentRecord;
@@ -71,6 +74,16 @@ use components::ComponentsCache;
 use readers::Readers;
 use specs::SpecCache;
 use writer::{WriteTx, Writer};
+
+/// Whether nothing was ever written at `path`: no file, or an empty one. A write-ahead log alone is worth
+/// nothing without its file.
+#[must_use]
+pub fn is_blank(path: &Path) -> bool {
+    std::fs::metadata(path).map_or_else(
+        |error| error.kind() == std::io::ErrorKind::NotFound,
+        |found| found.len() == 0,
+    )
+}
 
 /// Most rows that one call returns, whatever limit it asks for.
 pub const MAX_ROWS: u32 = 10_000;

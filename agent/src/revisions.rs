@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use jiff::Timestamp;
 use mcp_spec::revision::CommitId;
 use mcp_spec::signature::{DeniedKeys, OwnerKeys};
+use tokio_util::sync::CancellationToken;
 
 mod accepted;
 mod compiled;
@@ -28,6 +29,7 @@ mod door;
 mod durable;
 mod error;
 mod history;
+mod inspect;
 mod limits;
 mod objects;
 mod open;
@@ -41,6 +43,7 @@ mod trees;
 pub(crate) mod tests;
 
 pub use error::{HighWaterTrouble, IntroductionFault, ReceiveError};
+pub use inspect::Inspection;
 pub use limits::Limits;
 pub use objects::ObjectError;
 pub use open::OpenError;
@@ -147,6 +150,8 @@ pub struct RevisionStore {
     shapes: Arc<Shapes>,
     /// Held during a receipt.
     door: Mutex<()>,
+    /// A flush has failed.
+    in_doubt: CancellationToken,
     #[cfg(test)]
     crash_before: Mutex<Option<door::Step>>,
 }
@@ -165,10 +170,39 @@ impl RevisionStore {
         self.read_state().head
     }
 
+    /// Returns when a flush failed, so that nothing on the disk may be assumed: the agent has to end.
+    pub async fn in_doubt(&self) {
+        self.in_doubt.cancelled().await;
+    }
+
     /// Why changes are stopped, where they are.
     #[must_use]
     pub fn trouble(&self) -> Option<HighWaterTrouble> {
         self.read_state().trouble.clone()
+    }
+
+    /// Holds the head against the one that the registry knows, which is the second place where the mark
+    /// is kept: where the repository lacks it, the repository was set back, and changes are stopped.
+    pub fn hold_against(&self, known: Option<CommitId>) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known
+            && state.trouble.is_none()
+            && !state.accepted.contains(known)
+        {
+            state.trouble = Some(HighWaterTrouble::SetBack {
+                known,
+                head: state.head,
+            });
+        }
+    }
+
+    /// Forgets, in memory, what was accepted after the head, where that is what stops changes.
+    pub fn forget_beyond_head(&self) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(state.trouble, Some(HighWaterTrouble::SetBack { .. })) {
+            let head = state.head;
+            state.accepted.cut_at(head);
+        }
     }
 
     /// The bare repository.

@@ -137,6 +137,12 @@ impl Node {
         self.engine
     }
 
+    /// Its folder, which holds the others and can be reached by the engine's user.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Its data directory.
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
@@ -255,6 +261,24 @@ impl Node {
             Ok(process.try_wait()?)
         })?;
         Ok(status.code())
+    }
+
+    /// Waits until the agent ends by itself, and gives its exit code.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not run or goes on.
+    pub fn ends(&mut self, limit: Duration) -> Result<Option<i32>> {
+        let mut process = self.process.take().context("the agent does not run")?;
+        let ended = eventually(
+            "the agent ends by itself",
+            limit,
+            || Ok(process.try_wait()?),
+        );
+        if ended.is_err() {
+            self.process = Some(process);
+        }
+        Ok(ended?.code())
     }
 
     /// The containers that this node's agent labelled, running or not.

@@ -61,16 +61,20 @@ pub enum TokenError {
     #[error("the token names an issuer that did not sign it")]
     Issuer,
     /// Its time is over.
-    #[error("the token expired at {at}")]
+    #[error("the token expired at {at}; this node's clock says {now}")]
     Expired {
         /// When.
         at: Timestamp,
+        /// What time it is here, which may be wrong.
+        now: Timestamp,
     },
     /// Issued or valid only later than now.
-    #[error("the token is valid only from {at}; check the clocks")]
+    #[error("the token is valid only from {at}; this node's clock says {now}: check the clocks")]
     Future {
         /// From when.
         at: Timestamp,
+        /// What time it is here, which may be wrong.
+        now: Timestamp,
     },
     /// Older than the node takes.
     #[error("the token was issued at {at}, longer ago than this node takes ({max_age})")]
@@ -233,18 +237,26 @@ impl Verifier {
                 .map_err(|_| TokenError::Claim { claim: name })
         };
         let (issued, expires) = (time("iat")?, time("exp")?);
+        // To the second, as tokens have it.
+        let shown = Timestamp::from_second(now.as_second()).unwrap_or(now);
         if expires <= issued {
             return Err(TokenError::Claim { claim: "exp" });
         }
         if now.duration_since(expires) >= LEEWAY {
-            return Err(TokenError::Expired { at: expires });
+            return Err(TokenError::Expired {
+                at: expires,
+                now: shown,
+            });
         }
         let mut from = issued;
         if claims.get("nbf").is_some() {
             from = from.max(time("nbf")?);
         }
         if from.duration_since(now) > LEEWAY {
-            return Err(TokenError::Future { at: from });
+            return Err(TokenError::Future {
+                at: from,
+                now: shown,
+            });
         }
         let max_age =
             SignedDuration::try_from(self.max_age.as_duration()).expect("a span is at most a year");

@@ -20,6 +20,7 @@ use super::feed::Feed;
 use super::line::Line;
 use crate::blocking::blocking;
 use crate::registry::{DeployedRow, DeploymentId, StepPhase, StepRow, Trigger};
+use crate::takeover::{is_alive, is_of_known_deployment};
 
 /// Who asked for a deployment and how it is to be understood.
 #[derive(Debug, Clone)]
@@ -236,7 +237,9 @@ impl Execution {
     }
 
     /// Whether a container is a leftover of the agent's own, made for this component and registered
-    /// nowhere. What an operator let go of is none, whatever its labels say.
+    /// nowhere. What an operator let go of is none, whatever its labels say. What runs and was made by a
+    /// deployment that this registry does not know may be all that runs, as after an old backup: it is
+    /// none either.
     pub(super) async fn is_debris(&self, key: &ComponentKey, live: &LiveContainer) -> bool {
         let claims = live.labels.get(label::NODE).map(String::as_str)
             == Some(self.context.node.as_str())
@@ -245,8 +248,13 @@ impl Execution {
         if !claims {
             return false;
         }
-        let forgotten = self.context.registry.forgotten().await;
+        let registry = &self.context.registry;
+        let forgotten = registry.forgotten().await;
         forgotten.is_ok_and(|forgotten| !forgotten.contains(&live.id))
+            && (!is_alive(live)
+                || is_of_known_deployment(registry, live)
+                    .await
+                    .unwrap_or(false))
     }
 
     /// Whether a failed component is left as it is, for a look.

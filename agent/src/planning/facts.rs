@@ -1,13 +1,15 @@
 //! What is known of the node at one moment: the rows of the registry beside the watch's snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use mcp_spec::name::{ComponentKey, ServiceName};
 use mcp_spec::observed::{ContainerId, Observed, label};
-use mcp_spec::plan::{Deployed, ServiceSettings};
+use mcp_spec::plan::{Deployed, Obstacle, ServiceSettings};
 
 use super::{PlanError, Planner};
 use crate::registry::DeployedRow;
+use crate::takeover::{is_alive, strangers};
 use crate::watch::Snapshot;
 
 /// What is known of the node at one moment.
@@ -17,6 +19,7 @@ pub(super) struct Facts {
     pub(super) settings: BTreeMap<ServiceName, ServiceSettings>,
     pub(super) observed: BTreeMap<ComponentKey, Observed>,
     pub(super) foreign: BTreeMap<String, ContainerId>,
+    snapshot: Arc<Snapshot>,
 }
 
 impl Planner {
@@ -57,7 +60,35 @@ impl Planner {
             settings,
             observed,
             foreign,
+            snapshot,
         })
+    }
+
+    /// Components of this node that run in containers which the registry does not know.
+    pub(super) async fn strangers(
+        &self,
+        facts: &Facts,
+    ) -> Result<Vec<(ComponentKey, Obstacle)>, PlanError> {
+        let found = strangers(&self.node, &self.registry, &facts.snapshot, &facts.rows).await?;
+        Ok(found
+            .into_iter()
+            .filter(|live| is_alive(live))
+            .filter_map(|live| {
+                let revision = live.labels.get(label::REVISION).map(|commit| commit.chars());
+                let revision: String = revision.into_iter().flatten().take(7).collect();
+                let obstacle = Obstacle {
+                    reason: format!(
+                        "{} runs {revision} in container {}, which the registry does not know",
+                        live.name,
+                        live.id.short()
+                    ),
+                    hint: "push what the node lacks with mcp sync: it is taken over then; if nobody has that \
+                           revision, remove the container on the node"
+                        .to_owned(),
+                };
+                Some((live.claimed_key()?, obstacle))
+            })
+            .collect())
     }
 
     /// The names that containers bear which are not this agent's.

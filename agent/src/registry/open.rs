@@ -19,7 +19,7 @@ const APPLICATION_ID: i64 = 0x4d43_5052;
 const OLDEST_SQLITE: i32 = 3_051_003;
 
 /// How long a statement waits for a lock that another process holds (a backup, a shell).
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Above this size the start does not read the whole file to look for damage: about a second's worth.
 const CHECKED_BYTES: u64 = 256 * 1024 * 1024;
@@ -35,6 +35,10 @@ const MIGRATION_LIST: &[M<'static>] = &[
     M::up(include_str!("migrations/0003_adoptions.sql")),
     M::up(include_str!("migrations/0004_reconciling.sql")),
 ];
+
+/// The newest schema that this agent knows.
+#[expect(clippy::cast_possible_wrap, reason = "there will never be that many")]
+pub const SCHEMA: i64 = MIGRATION_LIST.len() as i64;
 
 /// Opens the one connection that writes, and brings the schema up to date.
 pub(super) fn writing(path: &Path) -> Result<Connection, OpenError> {
@@ -112,8 +116,8 @@ fn make(path: &Path) -> Result<u64, OpenError> {
     Ok(size)
 }
 
-/// Refuses what this agent must not write to, before anything is changed.
-fn check(connection: &Connection, path: &Path, size: u64) -> Result<(), OpenError> {
+/// Refuses what this agent must not write to, before anything is changed; tells the schema.
+pub(super) fn check(connection: &Connection, path: &Path, size: u64) -> Result<i64, OpenError> {
     let sqlite = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
     let number = |pragma: &str| connection.pragma_query_value(None, pragma, |row| row.get(0));
     let application: i64 = number("application_id").map_err(sqlite)?;
@@ -126,7 +130,7 @@ fn check(connection: &Connection, path: &Path, size: u64) -> Result<(), OpenErro
             path: path.to_owned(),
         });
     }
-    let known = i64::try_from(MIGRATION_LIST.len()).unwrap_or(i64::MAX);
+    let known = SCHEMA;
     if schema > known {
         return Err(OpenError::NewerSchema {
             path: path.to_owned(),
@@ -145,7 +149,7 @@ fn check(connection: &Connection, path: &Path, size: u64) -> Result<(), OpenErro
             });
         }
     }
-    Ok(())
+    Ok(schema)
 }
 
 #[cfg(test)]

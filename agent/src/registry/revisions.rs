@@ -126,6 +126,40 @@ impl Registry {
         .await
     }
 
+    /// Lets the head go back to what the repository holds, after an operator confirmed it, and forgets
+    /// the revisions that it lacks.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError::NoSuchRevision`] where `head` is not recorded.
+    pub async fn set_back(
+        &self,
+        head: Option<CommitId>,
+        gone: Vec<CommitId>,
+        events: Vec<NewEvent>,
+    ) -> Result<(), RegistryError> {
+        self.write(move |tx| {
+            match head {
+                Some(head) => {
+                    seq_of(tx, &head)?.ok_or(RegistryError::NoSuchRevision { commit: head })?;
+                    tx.execute("UPDATE head SET commit_id = ?1", [head.to_string()])?;
+                }
+                None => {
+                    tx.execute("DELETE FROM head", [])?;
+                }
+            }
+            for commit in &gone {
+                if let Some(seq) = seq_of(tx, commit)? {
+                    tx.execute("DELETE FROM spec_changes WHERE seq = ?1", [seq])?;
+                    tx.execute("DELETE FROM revisions WHERE seq = ?1", [seq])?;
+                }
+            }
+            append(tx, &events)?;
+            Ok(())
+        })
+        .await
+    }
+
     /// The accepted head; `None` before the first accepted push.
     ///
     /// # Errors

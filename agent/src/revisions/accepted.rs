@@ -132,6 +132,23 @@ impl AcceptedLog {
         Ok(())
     }
 
+    /// Forgets what was accepted after the head, in memory; the next [`Self::append`] does it in the file.
+    pub(super) fn cut_at(&mut self, head: Option<CommitId>) {
+        // What is accepted leads to the head, so what came later stands behind it.
+        let keep = head
+            .and_then(|head| self.index.get(&head))
+            .map_or(0, |at| at + 1);
+        for record in self.order.drain(keep..) {
+            self.bytes -= record.to_line().len() as u64;
+            self.index.remove(&record.commit);
+        }
+    }
+
+    /// The newest.
+    pub(super) fn newest(&self) -> Option<CommitId> {
+        self.order.last().map(|record| record.commit)
+    }
+
     fn push(&mut self, record: Record) {
         self.bytes += record.to_line().len() as u64;
         self.index.insert(record.commit, self.order.len());

@@ -19,7 +19,7 @@ use super::limits::{Clockwork, Limits};
 use super::objects::Objects;
 use super::pack::{self, Indexed};
 use super::query::ReadError;
-use super::{Accepted, ReceiveError, RevisionStore, VerifiedRevision};
+use super::{Accepted, OpenError, ReceiveError, RevisionStore, VerifiedRevision};
 use crate::disk;
 
 /// The steps of a promotion, in their order.
@@ -57,6 +57,10 @@ impl RevisionStore {
         limits: &Limits,
         now: Timestamp,
     ) -> Result<Accepted, ReceiveError> {
+        {
+            let _door = self.lock_door();
+            self.take_up();
+        }
         if let Some(accepted) = self.answered_by_head(old, new)? {
             return Ok(accepted);
         }
@@ -90,7 +94,9 @@ impl RevisionStore {
         new: CommitId,
     ) -> Result<Option<Accepted>, ReceiveError> {
         let state = self.read_state();
-        if let Some(trouble) = &state.trouble {
+        if let Some(trouble) = &state.trouble
+            && (trouble.awaits().is_none() || state.head == Some(new))
+        {
             return Err(ReceiveError::Halted(trouble.clone()));
         }
         match state.head {
@@ -197,6 +203,14 @@ impl RevisionStore {
             });
         }
         let revisions = verification.verify(new, &commits)?;
+        // A repository that was set back takes nothing but what brings back what it lacks.
+        if let Some(trouble) = &state.trouble
+            && trouble
+                .awaits()
+                .is_none_or(|known| revisions.iter().all(|new| new.commit() != known))
+        {
+            return Err(ReceiveError::Halted(trouble.clone()));
+        }
         self.compile(objects, new, node, limits.tree_paths)
             .map_err(|error| match error {
                 CompileError::Definitions(errors) => ReceiveError::BadDefinitions {
@@ -219,6 +233,45 @@ impl RevisionStore {
         revisions: Vec<VerifiedRevision>,
         now: Timestamp,
     ) -> Result<Accepted, ReceiveError> {
+        self.move_in(indexed)
+            .inspect_err(|error| self.note_doubt(error))?;
+        self.move_on(new, revisions, now).inspect_err(|error| {
+            self.state
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .trouble = Some(HighWaterTrouble::Interrupted { commit: new });
+            self.note_doubt(error);
+        })
+    }
+
+    /// After a flush that failed nothing on the disk may be assumed: the agent has to end and to open the
+    /// store anew. A full disk is no such thing.
+    fn note_doubt(&self, error: &ReceiveError) {
+        if let ReceiveError::Io { source, .. } = error
+            && source.kind() != std::io::ErrorKind::StorageFull
+        {
+            self.in_doubt.cancel();
+        }
+    }
+
+    /// Takes up a promotion that a full disk cut short.
+    fn take_up(&self) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(state.trouble, Some(HighWaterTrouble::Interrupted { .. })) {
+            return;
+        }
+        let agreed = durable::read_mark(&self.data_dir)
+            .map_err(OpenError::io("read the high-water mark"))
+            .and_then(|mark| self.agree(&mut state, &mark));
+        match agreed {
+            Ok(trouble) => state.trouble = trouble,
+            Err(error) => {
+                tracing::warn!(error = %crate::error_chain(&error), "a revision still cannot be accepted to its end");
+            }
+        }
+    }
+
+    fn move_in(&self, indexed: &Indexed) -> Result<(), ReceiveError> {
         let pack_dir = self.objects_dir().join("pack");
         self.step(Step::MovePack)?;
         durable::move_into(&indexed.pack, &pack_dir)
@@ -226,13 +279,7 @@ impl RevisionStore {
         self.step(Step::MoveIndex)?;
         durable::move_into(&indexed.index, &pack_dir)
             .map_err(ReceiveError::io("move the pack into the repository"))?;
-        disk::sync_dir(&pack_dir).map_err(ReceiveError::io("flush the repository"))?;
-        self.move_on(new, revisions, now).inspect_err(|_| {
-            self.state
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .trouble = Some(HighWaterTrouble::Interrupted { commit: new });
-        })
+        disk::sync_dir(&pack_dir).map_err(ReceiveError::io("flush the repository"))
     }
 
     fn move_on(
@@ -259,6 +306,8 @@ impl RevisionStore {
             .accepted
             .append(&self.data_dir, records)
             .map_err(ReceiveError::io("write the accepted commits"))?;
+        // What it lacked, where it lacked something, has come back.
+        state.trouble = None;
         Ok(Accepted {
             previous,
             head: new,

@@ -60,6 +60,14 @@ pub(super) fn write_mark(data_dir: &Path, commit: CommitId) -> io::Result<()> {
     replace(&data_dir.join(HIGH_WATER), format!("{commit}\n").as_bytes())
 }
 
+/// Removes the high-water mark: only where an operator confirms an empty repository.
+pub(super) fn remove_mark(data_dir: &Path) -> io::Result<()> {
+    match fs::remove_file(data_dir.join(HIGH_WATER)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => disk::sync_dir(data_dir),
+    }
+}
+
 /// When the mark was written.
 pub(super) fn marked_at(data_dir: &Path) -> io::Result<Timestamp> {
     let time = fs::metadata(data_dir.join(HIGH_WATER))?.modified()?;

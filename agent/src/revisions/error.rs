@@ -246,6 +246,14 @@ pub enum HighWaterTrouble {
         /// The head.
         head: Option<CommitId>,
     },
+    /// What was accepted, as mark or registry tell, the repository lacks: it was set back or emptied.
+    #[error("{} was accepted here, and the repository, at {}, lacks it", known.short(), shown(*head))]
+    SetBack {
+        /// What is missing.
+        known: CommitId,
+        /// The head.
+        head: Option<CommitId>,
+    },
     /// What the repository holds does not verify.
     #[error("the head {} does not verify: {reason}", head.short())]
     Unverified {
@@ -260,9 +268,38 @@ pub enum HighWaterTrouble {
         /// The revision.
         commit: CommitId,
     },
-    /// Revisions were accepted once, and the repository is empty.
-    #[error("revisions were accepted before, and the repository is empty")]
-    Emptied,
+}
+
+impl HighWaterTrouble {
+    /// The commit whose return ends the trouble: a push that leads to it, or past it, is taken.
+    #[must_use]
+    pub const fn awaits(&self) -> Option<CommitId> {
+        match self {
+            Self::SetBack { known, .. } => Some(*known),
+            _ => None,
+        }
+    }
+
+    /// The mend.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Interrupted { .. } => {
+                "see to disk and permissions, then restart the agent".to_owned()
+            }
+            Self::SetBack { known, .. } => format!(
+                "push a history that holds {} with `mcp sync`; if nobody has it any more: `mcp-agent trust confirm`",
+                known.short()
+            ),
+            Self::Unverified { .. } => {
+                "the repository is damaged: restore a backup, or move repo.git away, restart \
+                 the agent and push everything anew with `mcp sync`"
+                    .to_owned()
+            }
+            _ => "look at `mcp-agent trust show` on the node, then `mcp-agent trust confirm`"
+                .to_owned(),
+        }
+    }
 }
 
 impl ReceiveError {
@@ -348,12 +385,7 @@ impl ReceiveError {
             Self::BadDefinitions { .. } => {
                 "mend them; `mcp service check` finds the same errors before a commit".to_owned()
             }
-            Self::Halted(HighWaterTrouble::Interrupted { .. }) => {
-                "see to disk and permissions, then restart the agent".to_owned()
-            }
-            Self::Halted(_) => {
-                "look at `mcp-agent trust show` on the node, then `mcp-agent trust confirm`".to_owned()
-            }
+            Self::Halted(trouble) => trouble.hint(),
             Self::Io { .. } => "check disk and permissions of the agent's data directory".to_owned(),
         }
     }

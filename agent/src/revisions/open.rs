@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use mcp_spec::revision::CommitId;
 use mcp_spec::revision::commit::MAX_COMMIT_BYTES;
 use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 
 use super::accepted::AcceptedLog;
 use super::durable::{self, Mark};
@@ -56,7 +57,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    fn io(action: &'static str) -> impl Fn(io::Error) -> Self {
+    pub(super) fn io(action: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| Self::Io { action, source }
     }
 }
@@ -105,6 +106,7 @@ impl RevisionStore {
             compiled: Mutex::default(),
             shapes: Arc::default(),
             door: Mutex::default(),
+            in_doubt: CancellationToken::new(),
             #[cfg(test)]
             crash_before: Mutex::default(),
         };
@@ -126,19 +128,29 @@ impl RevisionStore {
             }
         }
         clear_leftovers(&store).map_err(OpenError::io("clear what an earlier run left"))?;
-        let head = durable::read_head(&repository).map_err(|error| {
-            if error.kind() == io::ErrorKind::InvalidData {
-                OpenError::GarbledHead {
-                    path: repository.join(durable::HEAD_REF),
-                }
-            } else {
-                OpenError::io("read the head")(error)
-            }
-        })?;
         let accepted =
             AcceptedLog::read(data_dir).map_err(OpenError::io("read the accepted commits"))?;
         let mark =
             durable::read_mark(data_dir).map_err(OpenError::io("read the high-water mark"))?;
+        let head = match durable::read_head(&repository) {
+            Ok(head) => head,
+            // The mark is never behind the head, so it tells what stood there.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => match mark {
+                Mark::At(_) => {
+                    let path = repository.join(durable::HEAD_REF);
+                    tracing::error!(path = %path.display(), "is no commit id; the high-water mark takes its place");
+                    disk::rename(&path, &path.with_extension("garbled"))
+                        .map_err(OpenError::io("move the garbled head away"))?;
+                    None
+                }
+                Mark::Missing | Mark::Garbled => {
+                    return Err(OpenError::GarbledHead {
+                        path: repository.join(durable::HEAD_REF),
+                    });
+                }
+            },
+            Err(error) => return Err(OpenError::io("read the head")(error)),
+        };
         let mut state = State {
             head,
             accepted,
@@ -155,10 +167,19 @@ impl RevisionStore {
     }
 
     /// Brings head, mark and accepted commits to agreement, or says why they cannot be.
-    fn agree(&self, state: &mut State, mark: &Mark) -> Result<Option<HighWaterTrouble>, OpenError> {
+    pub(super) fn agree(
+        &self,
+        state: &mut State,
+        mark: &Mark,
+    ) -> Result<Option<HighWaterTrouble>, OpenError> {
         let mark = match (mark, state.head) {
-            (Mark::Missing, None) if state.accepted.is_empty() => return Ok(None),
-            (Mark::Missing, None) => return Ok(Some(HighWaterTrouble::Emptied)),
+            (Mark::Missing, None) => {
+                let Some(known) = state.accepted.newest() else {
+                    return Ok(None);
+                };
+                state.accepted.cut_at(None);
+                return Ok(Some(HighWaterTrouble::SetBack { known, head: None }));
+            }
             (Mark::Missing, Some(head)) => return Ok(Some(HighWaterTrouble::MarkMissing { head })),
             (Mark::Garbled, _) => return Ok(Some(HighWaterTrouble::MarkGarbled)),
             (Mark::At(mark), _) => *mark,
@@ -170,8 +191,13 @@ impl RevisionStore {
         // A repository that was made anew holds nothing of what was accepted.
         if let Err(error) = self.read_commit(mark) {
             return Ok(Some(match error {
-                ObjectError::Missing { .. } if state.head.is_none() => HighWaterTrouble::Emptied,
-                ObjectError::Missing { .. } if state.head != Some(mark) => diverged,
+                ObjectError::Missing { .. } if state.head != Some(mark) => {
+                    state.accepted.cut_at(state.head);
+                    HighWaterTrouble::SetBack {
+                        known: mark,
+                        head: state.head,
+                    }
+                }
                 error => HighWaterTrouble::Unverified {
                     head: mark,
                     reason: error.to_string(),
@@ -267,7 +293,9 @@ impl RevisionStore {
         Ok(true)
     }
 
-    /// Ends a stop: the operator has looked, and the present head counts. The mark is set to it.
+    /// Ends a stop: the operator has looked, and the present head counts. The mark is set to it, and
+    /// what was accepted after it is forgotten. An empty repository takes any history that an owner
+    /// introduces from then on.
     ///
     /// # Errors
     ///
@@ -275,15 +303,33 @@ impl RevisionStore {
     pub fn confirm(&self) -> Result<(), ReceiveError> {
         let _door = self.lock_door();
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let head = match (&state.trouble, state.head) {
-            (None, _) => return Ok(()),
+        match &state.trouble {
+            None => return Ok(()),
             // The mark may be ahead then; only a restart can tell.
-            (Some(trouble @ HighWaterTrouble::Interrupted { .. }), _) | (Some(trouble), None) => {
+            Some(trouble @ HighWaterTrouble::Interrupted { .. }) => {
                 return Err(ReceiveError::Halted(trouble.clone()));
             }
-            (Some(_), Some(head)) => head,
+            Some(_) => {}
+        }
+        let Some(head) = state.head else {
+            state.accepted.cut_at(None);
+            state
+                .accepted
+                .append(&self.data_dir, Vec::new())
+                .map_err(ReceiveError::io("write the accepted commits"))?;
+            durable::remove_mark(&self.data_dir)
+                .map_err(ReceiveError::io("remove the high-water mark"))?;
+            state.trouble = None;
+            return Ok(());
         };
         self.catch_up(&mut state, head)?;
+        if matches!(state.trouble, Some(HighWaterTrouble::SetBack { .. })) {
+            state.accepted.cut_at(Some(head));
+            state
+                .accepted
+                .append(&self.data_dir, Vec::new())
+                .map_err(ReceiveError::io("write the accepted commits"))?;
+        }
         durable::write_mark(&self.data_dir, head)
             .map_err(ReceiveError::io("write the high-water mark"))?;
         state.trouble = None;

@@ -19,8 +19,9 @@ use super::node::usage;
 use super::status::{self, Failure};
 use crate::Agent;
 use crate::auth::Identity;
-use crate::node::NodeFacts;
+use crate::node::{NodeFacts, Usage};
 use crate::registry::{EventQuery, EventRow};
+use crate::takeover::strangers;
 use crate::watch::{EngineState, Snapshot};
 
 /// Events that wait for a slow follower; then the registry is read again where it stopped.
@@ -268,7 +269,28 @@ impl v1::registry_server::Registry for Registry {
         let node = agent.config.node.to_string();
         let mut warnings = Vec::new();
         if let Some(trouble) = agent.revisions.trouble() {
-            warnings.push(format!("no changes are taken: {trouble}"));
+            warnings.push(format!(
+                "no changes are taken: {trouble}; {}",
+                trouble.hint()
+            ));
+        }
+        if is_full(facts.disk) {
+            warnings.push(format!(
+                "disk full at {}: nothing can be changed until there is room",
+                agent.config.data_dir.display()
+            ));
+        }
+        if targets.is_empty() {
+            let unknown = strangers(&agent.config.node, &agent.registry, &snapshot, &view.rows)
+                .await
+                .map_err(|error| status::registry(&error))?;
+            warnings.extend(unknown.iter().map(|live| {
+                format!(
+                    "{} is a container of this node that the registry does not know, as after an old backup: \
+                     it is left alone",
+                    live.name
+                )
+            }));
         }
         if let Some(error) = agent.source.last().error {
             warnings.push(format!("the upstream cannot be fetched: {error}"));
@@ -393,4 +415,9 @@ async fn stream_events(
             return;
         }
     }
+}
+
+/// Whether not even a small change can be written down any more: less than 256 KiB are free.
+const fn is_full(disk: Usage) -> bool {
+    disk.total_bytes > 0 && disk.total_bytes.saturating_sub(disk.used_bytes) < 256 * 1024
 }

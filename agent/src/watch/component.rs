@@ -512,9 +512,10 @@ impl Component {
             return;
         }
         if let Some(at) = self.inherited.take() {
-            // The wall clock may have jumped since: never wait longer than any pause is.
+            // The wall clock may have jumped since: never wait longer than this pause can have been.
             let left = Duration::try_from(at.duration_since(moment.at)).unwrap_or_default();
-            self.restarting = Restarting::Due(moment.now + left.min(longest()));
+            let bound = longest(self.seen.backoff_attempt);
+            self.restarting = Restarting::Due(moment.now + left.min(bound));
             return;
         }
         let attempts = self.seen.backoff_attempt;

@@ -45,9 +45,9 @@ pub(super) fn next(restart: Restart, code: Option<i32>, attempts: u32, jitter: f
     }
 }
 
-/// The longest pause that [`next`] can give.
-pub(super) fn longest() -> Duration {
-    LONGEST_PAUSE.mul_f64(1.1)
+/// The longest pause that [`next`] can give after so many attempts.
+pub(super) fn longest(attempts: u32) -> Duration {
+    pause(attempts, 1.0).max(ORDERLY_PAUSE)
 }
 
 /// None at first, then 10 s doubling to 5 min, give or take a tenth.
@@ -73,7 +73,8 @@ mod tests {
         assert_eq!(pause(u32::MAX, 0.0), LONGEST_PAUSE);
         assert_eq!(pause(1, 1.0).as_secs(), 11);
         assert_eq!(pause(1, -1.0).as_secs(), 9);
-        assert!(pause(9, 1.0) <= longest());
+        assert!(pause(9, 1.0) <= longest(9));
+        assert_eq!(longest(1).as_secs(), 11);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use mcp_spec::name::{ComponentKey, ServiceName};
-use mcp_spec::observed::{ContainerId, DesiredState, LiveContainer, ObservedState};
+use mcp_spec::observed::{ContainerId, DesiredState, LiveContainer, ObservedState, label};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -32,7 +32,7 @@ use super::revive::{Revive, Revived, Reviver};
 use super::snapshot::{EngineState, Snapshot};
 use super::stream;
 use crate::config::WatchConfig;
-use crate::registry::{HealthWord, NewEvent, ObservedRow, Registry, RegistryError};
+use crate::registry::{DeployedRow, HealthWord, NewEvent, ObservedRow, Registry, RegistryError};
 use crate::runtime::{EngineFacts, RuntimeError};
 
 /// How long an event waits for others, so that a burst causes one look.
@@ -505,6 +505,11 @@ impl Watching {
             let Some(component) = self.components.get_mut(key) else {
                 continue;
             };
+            if runs_elsewhere(snapshot, &component.row) {
+                // Unknown to the registry, as after an old backup: never two generations of it.
+                component.restarting = Restarting::Due(now + RETRY);
+                continue;
+            }
             component.restarting = Restarting::Asked;
             let revive = Revive {
                 key: key.clone(),
@@ -645,4 +650,19 @@ impl Watching {
             self.monitors.begin(subject, (self.setup.jitter)());
         }
     }
+}
+
+/// Whether another container of the same component runs on this node.
+fn runs_elsewhere(snapshot: &Snapshot, row: &DeployedRow) -> bool {
+    let Some(own) = snapshot.containers.get(&row.container) else {
+        return false;
+    };
+    let node = own.labels.get(label::NODE);
+    node.is_some()
+        && snapshot.containers.values().any(|other| {
+            other.id != own.id
+                && other.state.is_running()
+                && other.labels.get(label::NODE) == node
+                && other.claimed_key().as_ref() == Some(&row.key)
+        })
 }

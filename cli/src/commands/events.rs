@@ -1,5 +1,6 @@
 //! `mcp events`: the agents' logs of what happened, followed without loss or repeats.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
@@ -111,8 +112,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
                 held.push((node, event));
             }
         }
-        // Without following, the logs of several nodes are merged by time; RFC 3339 in UTC sorts.
-        held.sort_by(|(_, a): &(String, v1::Event), (_, b)| a.at.cmp(&b.at));
+        let held = merged(held);
         if context.out.is_table() {
             return held
                 .iter()
@@ -129,6 +129,26 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         }
     };
     streams::pump(context, watches, print).await
+}
+
+/// The logs of several nodes, merged by time, each in its own order: that of its numbers, since a clock may
+/// have been set back.
+fn merged(mut events: Vec<(String, v1::Event)>) -> Vec<(String, v1::Event)> {
+    events.sort_by_key(|(_, event)| event.seq);
+    let mut latest: BTreeMap<String, String> = BTreeMap::new();
+    let mut keyed: Vec<(String, (String, v1::Event))> = events
+        .into_iter()
+        .map(|(node, event)| {
+            // RFC 3339 in UTC sorts as text.
+            let at = latest.entry(node.clone()).or_default();
+            if event.at > *at {
+                at.clone_from(&event.at);
+            }
+            (at.clone(), (node, event))
+        })
+        .collect();
+    keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    keyed.into_iter().map(|(_, event)| event).collect()
 }
 
 /// Sends the events of one node until its stream ends; with `-f` until the process does.
@@ -294,5 +314,28 @@ mod tests {
             "2026-11-23T12:00:00Z"
         );
         assert!(since("yesterday").is_err());
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_reorder_a_log() {
+        let event = |node: &str, seq, at: &str| {
+            let event = v1::Event {
+                seq,
+                at: at.to_owned(),
+                ..v1::Event::default()
+            };
+            (node.to_owned(), event)
+        };
+        let shown = merged(vec![
+            event("rift", 1, "2026-11-23T10:00:00Z"),
+            event("rift", 2, "2036-11-23T10:00:01Z"),
+            event("rift", 3, "2026-11-23T10:00:02Z"),
+            event("quill", 7, "2026-11-23T10:00:01Z"),
+        ]);
+        let order: Vec<(&str, u64)> = shown
+            .iter()
+            .map(|(node, event)| (node.as_str(), event.seq))
+            .collect();
+        assert_eq!(order, [("rift", 1), ("quill", 7), ("rift", 2), ("rift", 3)]);
     }
 }

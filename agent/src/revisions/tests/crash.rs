@@ -157,11 +157,98 @@ fn emptied_repository_is_not_filled_with_another_history() {
     scene.restart();
     assert!(matches!(
         scene.store.trouble(),
-        Some(HighWaterTrouble::Emptied)
+        Some(HighWaterTrouble::SetBack { head: None, .. })
     ));
-    let tip = scene.tip();
-    let refused = scene.receive(&scene.pack(None, tip), None, tip);
+    let mark = scene.tip();
+    scene.git(&["checkout", "-q", "--orphan", "other"]);
+    let other = scene.commit(Some(OWNER), "another history");
+    let refused = scene.receive(&scene.pack(None, other), None, other);
     assert_eq!(refused.unwrap_err().name(), "halted");
+    // Its own history ends the trouble, at the mark or past it.
+    scene.git(&["checkout", "-q", "main"]);
+    let past = scene.commit(Some("kyle"), "past it");
+    let accepted = scene.receive(&scene.pack(None, past), None, past).unwrap();
+    assert!(accepted.new_commits.iter().any(|new| new.commit() == mark));
+    assert_eq!(scene.store.trouble(), None);
+    scene.restart();
+    assert_eq!(
+        (scene.store.head(), scene.store.trouble()),
+        (Some(past), None)
+    );
+}
+
+#[test]
+fn repository_that_was_set_back_takes_back_what_it_lacks_and_nothing_else() {
+    let mut scene = Scene::new();
+    scene.push().unwrap();
+    let old = scene.tip();
+    let aside = scene.data().join("repo.old");
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .args([from, to])
+            .status();
+        assert!(copied.unwrap().success());
+    };
+    copy(&scene.store.repository(), &aside);
+    let lost = scene.commit(Some("kyle"), "second");
+    scene.push().unwrap();
+    fs::remove_dir_all(scene.store.repository()).unwrap();
+    copy(&aside, &scene.store.repository());
+    scene.restart();
+    let trouble = HighWaterTrouble::SetBack {
+        known: lost,
+        head: Some(old),
+    };
+    assert_eq!(scene.store.trouble(), Some(trouble));
+    scene.git(&["checkout", "-q", "-b", "fork", &old.to_string()]);
+    let fork = scene.commit(Some("kyle"), "another second");
+    let refused = scene.receive(&scene.pack(Some(old), fork), Some(old), fork);
+    assert_eq!(refused.unwrap_err().name(), "halted");
+    let accepted = scene.receive(&scene.pack(Some(old), lost), Some(old), lost);
+    assert_eq!(accepted.unwrap().head, lost);
+    assert_eq!(scene.store.trouble(), None);
+
+    // Where nobody has it any more, an operator confirms what there is.
+    fs::remove_dir_all(scene.store.repository()).unwrap();
+    copy(&aside, &scene.store.repository());
+    scene.restart();
+    scene.store.confirm().unwrap();
+    scene.restart();
+    assert_eq!(
+        (scene.store.head(), scene.store.trouble()),
+        (Some(old), None)
+    );
+    let accepted = scene.receive(&scene.pack(Some(old), fork), Some(old), fork);
+    assert_eq!(accepted.unwrap().head, fork);
+}
+
+#[test]
+fn registry_that_knows_more_than_the_repository_stops_changes() {
+    let scene = Scene::new();
+    scene.push().unwrap();
+    let lost = scene.commit(Some("kyle"), "second");
+    scene.store.hold_against(Some(lost));
+    assert_eq!(
+        scene.store.trouble().and_then(|trouble| trouble.awaits()),
+        Some(lost)
+    );
+    scene.push().unwrap();
+    assert_eq!(scene.store.trouble(), None);
+    scene.store.hold_against(Some(lost));
+    assert_eq!(scene.store.trouble(), None);
+}
+
+#[test]
+fn garbled_head_is_read_from_the_mark() {
+    let mut scene = Scene::new();
+    scene.push().unwrap();
+    let head = scene.store.head();
+    for garbage in ["garbage\n", ""] {
+        fs::write(scene.store.repository().join("refs/mcp/head"), garbage).unwrap();
+        scene.restart();
+        assert_eq!((scene.store.head(), scene.store.trouble()), (head, None));
+    }
 }
 
 #[test]
