@@ -202,14 +202,17 @@ async fn in_turn(
 
 /// Marks that a component's containers are about to be touched.
 async fn begin(execution: &Execution, action: &Action) -> Result<(), PartFailure> {
-    execution.touch(&action.component);
     let step = execution.step(
         Some(&action.component),
         STEP_SWITCH,
         StepPhase::Begun,
         &action.kind,
     );
-    execution.journal(vec![step]).await
+    // Journalled first: what could not be written down, as on a full disk, is not touched, and so there is
+    // nothing to put back.
+    execution.journal(vec![step]).await?;
+    execution.touch(&action.component);
+    Ok(())
 }
 
 async fn one(
@@ -371,7 +374,6 @@ async fn free_ports(
         if !holds || (execution.leaves_failures() && needs_this_one) {
             continue;
         }
-        execution.touch(&other.component);
         execution
             .journal(vec![execution.step(
                 Some(&other.component),
@@ -380,6 +382,7 @@ async fn free_ports(
                 &other.kind,
             )])
             .await?;
+        execution.touch(&other.component);
         let key = execution.key(&other.component);
         take_over(execution, &key, other, None, deadline).await?;
     }
