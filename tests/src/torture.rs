@@ -13,12 +13,17 @@ use crate::definitions::{component, service};
 use crate::engine::Lane;
 use crate::fleet::Fleet;
 
-mod look;
+pub mod look;
+pub mod observer;
 
 pub use look::Look;
+pub use observer::{Doubled, Gap, Observer};
 
 /// The service that is tortured, and the node that it is on.
 const SERVICE: &str = "torture";
+
+/// The variable by which the observer knows the components.
+const VARIABLE: &str = "MCP_TORTURED";
 
 /// How long a node may take to be in order after a kill: a sweep of what is left over comes within
 /// seconds, a restart by the restart policy after ten, a killed dockerd takes its containers with it.
@@ -87,6 +92,8 @@ pub struct Round {
     pub outcome: String,
     /// How long the node took to be in order again.
     pub took: Duration,
+    /// How long nothing of a component ran that should have, by component.
+    pub down: BTreeMap<String, Duration>,
     /// What was not in order.
     pub wrong: Vec<String>,
     /// Where something was not: the last deployment and the end of the agent's log.
@@ -99,6 +106,7 @@ pub struct Torture {
     fleet: Fleet,
     lane: Lane,
     dice: Dice,
+    observer: Observer,
     stranger: String,
     has_web: bool,
     renamed: bool,
@@ -126,6 +134,7 @@ impl Torture {
             fleet,
             lane,
             dice: Dice(seed),
+            observer: Observer::start(VARIABLE),
             stranger: stranger.trim().to_owned(),
             has_web: true,
             renamed: false,
@@ -144,20 +153,28 @@ impl Torture {
 
     fn write(&self) {
         let version = |at: usize| format!("v{}", self.versions[at]);
-        let calm = "ready_for = \"300ms\"\nstop_timeout = \"2s\"\n";
+        let calm = |name: &str| {
+            format!(
+                "ready_for = \"300ms\"\nstop_timeout = \"2s\"\nenv = {{ {VARIABLE} = \"{name}\" }}\n"
+            )
+        };
         let api = format!(
-            "{calm}volumes = [\"data:/data\"]\nfiles = [{{ from = \"files/{SERVICE}/api.conf\", to = \"/etc/api.conf\", on_change = \"restart\" }}]\n"
+            "{}volumes = [\"data:/data\"]\nfiles = [{{ from = \"files/{SERVICE}/api.conf\", to = \"/etc/api.conf\", on_change = \"restart\" }}]\n",
+            calm("api")
         );
-        let front = format!("{calm}depends_on = [\"api\"]\nports = [\"127.0.0.1:19080:8080\"]\n");
         let end = if self.bad {
             "cmd = [\"/bin/false\"]\n"
         } else {
             ""
         };
         let name = if self.renamed { "front" } else { "web" };
+        let front = format!(
+            "{}depends_on = [\"api\"]\nports = [\"127.0.0.1:19080:8080\"]\n",
+            calm(name)
+        );
         let mut components = vec![
             component("api", &version(0), &api),
-            component("worker", &version(2), calm),
+            component("worker", &version(2), &calm("worker")),
         ];
         if self.has_web {
             components.push(component(name, &version(1), &format!("{front}{end}")));
@@ -290,6 +307,9 @@ impl Torture {
             std::thread::sleep(Duration::from_millis(200));
         };
         let took = killed.elapsed();
+        let mut wrong = wrong;
+        wrong.extend(self.doubled(began));
+        let down = self.down(began, &before, &ends);
         let evidence = if wrong.is_empty() {
             String::new()
         } else {
@@ -313,9 +333,41 @@ impl Torture {
             engine_again,
             outcome,
             took,
+            down,
             wrong,
             evidence,
         })
+    }
+
+    /// At no moment two generations of a component run.
+    fn doubled(&self, since: Instant) -> Vec<String> {
+        let doubled = self.observer.doubled(since);
+        doubled
+            .into_iter()
+            .map(|doubled| {
+                format!(
+                    "two generations of {} ran {} ms after the command",
+                    doubled.component,
+                    (doubled.at - since).as_millis()
+                )
+            })
+            .collect()
+    }
+
+    /// How long nothing ran of what should have, in this round.
+    fn down(
+        &self,
+        since: Instant,
+        before: &Look,
+        ends: &BTreeSet<String>,
+    ) -> BTreeMap<String, Duration> {
+        let mut down: BTreeMap<String, Duration> = BTreeMap::new();
+        for gap in self.observer.gaps(since) {
+            if before.running(&gap.component) > 0 && !ends.contains(&gap.component) {
+                *down.entry(gap.component.clone()).or_default() += gap.lasted();
+            }
+        }
+        down
     }
 
     /// Whether dockerd holds on to a port or a task of a container that it was starting when it was

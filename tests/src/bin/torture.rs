@@ -55,6 +55,8 @@ fn torture(lane: Lane, kills: u64, seed: u64) -> Result<usize> {
     let (mut done, mut late, mut engines, mut broken) = (0, 0, 0, 0);
     let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
     let mut longest = Duration::ZERO;
+    // Alone, and with the engine.
+    let mut down: [Vec<Duration>; 2] = [Vec::new(), Vec::new()];
     while done < kills {
         let round = torture.round()?;
         if round.in_the_midst {
@@ -65,8 +67,9 @@ fn torture(lane: Lane, kills: u64, seed: u64) -> Result<usize> {
         engines += usize::from(round.with_engine);
         *outcomes.entry(round.outcome.clone()).or_default() += 1;
         longest = longest.max(round.took);
+        down[usize::from(round.with_engine)].extend(round.down.values());
         println!(
-            "{} {done:>4}  {:<8} killed after {:>5} ms{}{}  {:<11} in order after {:.1} s",
+            "{} {done:>4}  {:<8} killed after {:>5} ms{}{}  {:<11} in order after {:.1} s{}",
             lane.name(),
             format!("{:?}", round.op).to_lowercase(),
             round.after.as_millis(),
@@ -78,6 +81,11 @@ fn torture(lane: Lane, kills: u64, seed: u64) -> Result<usize> {
             },
             round.outcome,
             round.took.as_secs_f64(),
+            round
+                .down
+                .iter()
+                .map(|(component, down)| format!(", {component} down {} ms", down.as_millis()))
+                .collect::<String>(),
         );
         for wrong in &round.wrong {
             broken += 1;
@@ -96,7 +104,31 @@ fn torture(lane: Lane, kills: u64, seed: u64) -> Result<usize> {
         lane.name(),
         longest.as_secs_f64()
     );
+    for (killed, down) in ["the agent", "agent and engine"].into_iter().zip(down) {
+        println!(
+            "{}: nothing ran after a kill of {killed}: {}",
+            lane.name(),
+            spread(down)
+        );
+    }
     Ok(broken)
+}
+
+/// The times that components were down, in a line.
+fn spread(mut down: Vec<Duration>) -> String {
+    down.sort();
+    let at = |percent: usize| down[(down.len() - 1) * percent / 100].as_millis();
+    if down.is_empty() {
+        return "never".to_owned();
+    }
+    format!(
+        "{} times; {} ms half of them, {} ms 90 %, {} ms 99 %, {} ms at most",
+        down.len(),
+        at(50),
+        at(90),
+        at(99),
+        at(100)
+    )
 }
 
 fn main() -> Result<ExitCode> {

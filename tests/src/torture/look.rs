@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
-use crate::engine::Lane;
+use crate::engine::{Engine, Lane};
 use crate::fleet::Fleet;
 
 /// One container that bears the node's label.
@@ -40,7 +40,15 @@ impl Look {
     ///
     /// Where the engine does not answer.
     pub fn at(fleet: &Fleet, lane: Lane, service: &str) -> Result<Self> {
-        let engine = lane.shared();
+        Self::of(fleet, lane, lane.shared(), service)
+    }
+
+    /// As [`Look::at`], on an engine that is not the lane's shared one.
+    ///
+    /// # Errors
+    ///
+    /// Where the engine does not answer.
+    pub fn of(fleet: &Fleet, lane: Lane, engine: &Engine, service: &str) -> Result<Self> {
         let mut containers = Vec::new();
         for id in fleet.node(service).containers()? {
             // One that goes away between the two calls is gone.
@@ -107,7 +115,7 @@ impl Look {
         })
     }
 
-    fn running(&self, component: &str) -> usize {
+    pub(super) fn running(&self, component: &str) -> usize {
         let of = self.containers.iter().filter(|c| c.component == component);
         of.filter(|c| c.runs).count()
     }
