@@ -25,6 +25,7 @@ mod stream;
 mod task;
 
 pub use busy::{Busy, BusyGuard};
+pub(crate) use current::KILLED;
 pub use current::{Sightings, Watch};
 pub use revive::{Revive, Revived, Reviver};
 pub use sight::first_sight;

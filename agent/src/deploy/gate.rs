@@ -16,6 +16,7 @@ use super::context::Context;
 use super::feed::Feed;
 use crate::runtime::RuntimeError;
 use crate::runtime::prober::{ProbeOutcome, probe};
+use crate::watch::KILLED;
 use crate::watch::process::{Opened, ProcessWatch};
 
 /// Shortest time between two probes: the design's bound for `start_period`.
@@ -249,8 +250,9 @@ async fn ended(context: &Context, live: &LiveContainer) -> Result<LiveContainer,
     if let ContainerState::Running { pid: Some(pid) } = live.state
         && context.facts().is_some_and(|facts| facts.shares_pids)
     {
+        let mut memory_ran_out = false;
         match ProcessWatch::open(pid, &live.id) {
-            Ok(Opened::Watched(watch)) => watch.died().await,
+            Ok(Opened::Watched(watch)) => memory_ran_out = watch.died().await.memory_ran_out,
             Ok(Opened::Unproven(watch)) => {
                 let again = look(context, live).await?;
                 if again.state == live.state && again.started_at == live.started_at {
@@ -260,7 +262,13 @@ async fn ended(context: &Context, live: &LiveContainer) -> Result<LiveContainer,
             Ok(Opened::Gone) => {}
             Err(_) => return poll_end(context, live, None).await,
         }
-        return poll_end(context, live, Some(Instant::now() + EXIT_CODE_WAIT)).await;
+        let until = Instant::now() + EXIT_CODE_WAIT;
+        let mut end = poll_end(context, live, Some(until)).await?;
+        if let ContainerState::Exited { code: KILLED, oom } = &mut end.state {
+            // Podman does not say so itself.
+            *oom |= memory_ran_out;
+        }
+        return Ok(end);
     }
     poll_end(context, live, None).await
 }

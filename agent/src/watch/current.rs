@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::busy::Busy;
+use super::process::Death;
 use super::snapshot::{EngineState, Snapshot};
 use crate::clock::Clock;
 use crate::runtime::{Runtime, RuntimeError};
@@ -28,6 +29,9 @@ const FIELDS_AGE: Duration = Duration::from_secs(5 * 60);
 
 /// Inspections at a time: what two cores and either engine serve best.
 const INSPECTIONS: usize = 4;
+
+/// The exit code of a process that SIGKILL ended, which is how the kernel gets memory back.
+pub(crate) const KILLED: i32 = 137;
 
 /// The word for a container whose process is known to be dead while its exit code is not.
 const ENDED: &str = "ended";
@@ -71,6 +75,8 @@ struct Known {
     seen: BTreeMap<ContainerId, Seen>,
     /// Processes that died, by the start that they were of.
     dead: BTreeMap<ContainerId, Option<Timestamp>>,
+    /// Containers whose memory ran out, by the start that ended so: not every engine tells.
+    starved: BTreeMap<ContainerId, Option<Timestamp>>,
     /// Removed by the agent itself: an answer that was asked for earlier must not bring them back.
     gone: BTreeMap<ContainerId, Instant>,
     /// When a deployment told of a container last.
@@ -260,8 +266,8 @@ impl Watch {
 
     /// Takes in that the process of a container died, whatever the engine goes on to say of this
     /// start.
-    pub(super) fn died(&self, id: &ContainerId, started_at: Option<Timestamp>) {
-        self.shared.died(id, started_at);
+    pub(super) fn died(&self, id: &ContainerId, started_at: Option<Timestamp>, death: Death) {
+        self.shared.died(id, started_at, death);
     }
 
     /// Takes in that the engine is away.
@@ -329,6 +335,16 @@ impl Known {
 
     /// The container as it has to be shown: a process that is known to be dead does not run.
     fn corrected(&mut self, mut live: LiveContainer) -> LiveContainer {
+        if let Some(started_at) = self.starved.get(&live.id) {
+            let is_that_run = live.started_at.is_none() || live.started_at == *started_at;
+            match &mut live.state {
+                ContainerState::Exited { code: KILLED, oom } if is_that_run => *oom = true,
+                ContainerState::Running { .. } if !is_that_run => {
+                    self.starved.remove(&live.id);
+                }
+                _ => {}
+            }
+        }
         let Some(dead) = self.dead.get(&live.id) else {
             return live;
         };
@@ -365,6 +381,7 @@ impl Known {
         let Some(live) = live else {
             self.seen.remove(&id);
             self.dead.remove(&id);
+            self.starved.remove(&id);
             self.sighted.remove(&id);
             self.gone.insert(id.clone(), asked);
             return containers.remove(&id).is_some();
@@ -413,8 +430,11 @@ impl Shared {
         }
     }
 
-    fn died(&self, id: &ContainerId, started_at: Option<Timestamp>) {
+    fn died(&self, id: &ContainerId, started_at: Option<Timestamp>, death: Death) {
         let mut known = self.known();
+        if death.memory_ran_out {
+            known.starved.insert(id.clone(), started_at);
+        }
         let held = self.current.load();
         let Some(live) = held.containers.get(id) else {
             return;

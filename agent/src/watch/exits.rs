@@ -90,7 +90,7 @@ async fn follow_one(
     let is_same_run = |live: &LiveContainer| {
         live.state == ContainerState::Running { pid: Some(pid) } && live.started_at == started_at
     };
-    match ProcessWatch::open(pid, &id) {
+    let death = match ProcessWatch::open(pid, &id) {
         Ok(Opened::Watched(process)) => process.died().await,
         Ok(Opened::Unproven(process)) => match watch.look_at(&id).await {
             Ok(Some(live)) if is_same_run(&live) => process.died().await,
@@ -110,8 +110,8 @@ async fn follow_one(
             tracing::warn!(container = %id, %error, "no pidfd: its death will be noticed by the engine's events alone");
             return;
         }
-    }
-    watch.died(&id, started_at);
+    };
+    watch.died(&id, started_at, death);
     // Whoever is changing the service asks by itself; the engine has enough to do.
     if busy.is_busy(&service) {
         return;

@@ -6,6 +6,7 @@ use mcp_spec::observed::{ContainerState, Observed};
 
 use super::*;
 use crate::clock::SystemClock;
+use crate::watch::process::Death;
 use crate::watch::{EngineState, Watch};
 
 fn watch(engine: &ScriptedEngine) -> Watch {
@@ -118,9 +119,9 @@ async fn a_death_overrides_the_engine_for_that_run_alone() {
     watch.fresh().await.unwrap();
     let runs = |watch: &Watch| watch.current().containers[&id("web")].state.is_running();
     // An earlier run's death says nothing of this one.
-    watch.died(&id("web"), Some(time(6)));
+    watch.died(&id("web"), Some(time(6)), Death::default());
     assert!(runs(&watch));
-    watch.died(&id("web"), Some(time(7)));
+    watch.died(&id("web"), Some(time(7)), Death::default());
     assert!(!runs(&watch));
     // The engine has not noticed yet.
     watch.look_at(&id("web")).await.unwrap();
@@ -130,6 +131,39 @@ async fn a_death_overrides_the_engine_for_that_run_alone() {
     engine.change("web", |live| live.started_at = Some(time(8)));
     watch.fresh().await.unwrap();
     assert!(runs(&watch));
+}
+
+#[tokio::test]
+async fn memory_that_ran_out_is_told_where_the_engine_does_not() {
+    let engine = ScriptedEngine::default();
+    engine.put(live("web", 7));
+    let watch = watch(&engine);
+    watch.fresh().await.unwrap();
+    let state = |watch: &Watch| watch.current().containers[&id("web")].state.clone();
+    let starved = Death {
+        memory_ran_out: true,
+    };
+    watch.died(&id("web"), Some(time(7)), starved);
+    engine.exit("web", 137, time(8), true);
+    watch.look_at(&id("web")).await.unwrap();
+    let ended = ContainerState::Exited {
+        code: 137,
+        oom: true,
+    };
+    assert_eq!(state(&watch), ended);
+    watch.fresh().await.unwrap();
+    assert_eq!(state(&watch), ended, "a list says no more than it knows");
+    // The next run has memory of its own.
+    engine.put(live("web", 9));
+    watch.look_at(&id("web")).await.unwrap();
+    watch.died(&id("web"), Some(time(9)), Death::default());
+    engine.exit("web", 137, time(10), true);
+    watch.look_at(&id("web")).await.unwrap();
+    let killed = ContainerState::Exited {
+        code: 137,
+        oom: false,
+    };
+    assert_eq!(state(&watch), killed);
 }
 
 #[tokio::test]
