@@ -1,8 +1,9 @@
-.PHONY: demo test check bench torture install
+.PHONY: demo test check bench torture faults install
 
 demo:    ; @tests/demo.sh
 test:    ; @tests/scripts/test.sh
 check:   ; @tests/scripts/check.sh
 bench:   ; @tests/scripts/bench.sh
-torture: ; @tests/scripts/torture.sh $(ARGS)
+torture: ; @tests/scripts/torture.sh torture $(ARGS)
+faults:  ; @tests/scripts/torture.sh faults $(ARGS)
 install: ; @tests/scripts/install.sh

@@ -349,7 +349,21 @@ impl Fleet {
     ///
     /// Where a step fails; the message holds what the command said.
     pub fn add_node(&mut self, engine: &'static Engine, name: &str) -> Result<&mut Node> {
-        let node = self.prepare_node(engine, name)?;
+        self.add_node_at(engine, name, engine.url())
+    }
+
+    /// As [`Fleet::add_node`], with an agent that speaks to the engine at another address: a proxy's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Fleet::add_node`].
+    pub fn add_node_at(
+        &mut self,
+        engine: &'static Engine,
+        name: &str,
+        socket: &str,
+    ) -> Result<&mut Node> {
+        let node = self.prepare_node(engine, name, socket)?;
         self.nodes.push(node);
         let ca = self.node(name).data_dir().join("tls/ca.pem");
         let address = format!("127.0.0.1:{}", self.node(name).port);
@@ -360,7 +374,7 @@ impl Fleet {
         Ok(self.node_mut(name))
     }
 
-    fn prepare_node(&self, engine: &'static Engine, name: &str) -> Result<Node> {
+    fn prepare_node(&self, engine: &'static Engine, name: &str, socket: &str) -> Result<Node> {
         let dir = tempfile::Builder::new()
             .prefix("node-")
             .tempdir_in(engine.dir())?
@@ -400,7 +414,7 @@ impl Fleet {
             "--engine",
             engine.lane().engine_kind(),
             "--socket",
-            engine.url(),
+            socket,
             "--trust",
             path(&node.dir.join("owner.pub")),
         ])?;

@@ -1,12 +1,13 @@
 //! The harness of the end-to-end tests, the demo's checks and the benches.
 //!
-//! [`engine`] gives each lane a container engine of its own, [`fleet`] runs the real `mcp` and
+//! [`engine`] gives each lane a container engine of its own, [`fault`] puts a faulty one before it, [`fleet`] runs the real `mcp` and
 //! `mcp-agent` binaries against it, [`registry`] serves images to pull, and [`lanes!`] makes one test
 //! of a rule for each lane. A lane whose engine does not start fails its tests; none is passed over.
 
 pub mod binaries;
 pub mod definitions;
 pub mod engine;
+pub mod fault;
 pub mod fleet;
 pub mod registry;
 pub mod torture;
