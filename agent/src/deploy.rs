@@ -37,6 +37,7 @@ mod make;
 mod outcome;
 mod prepare;
 mod recover;
+mod remake;
 mod revive;
 pub mod stage;
 mod steps;

@@ -52,7 +52,7 @@ pub use adoptions::{AdoptedComponent, Adoption};
 pub use alerts::{ConditionRow, Judgement, Outgoing};
 pub use audit::AuditRow;
 pub use commit::{Advanced, CommitDeployment, HistoryEntry, SetDeployed};
-pub use components::{Components, DeployedRow, HoldRow, StopOverride};
+pub use components::{Components, DeployedRow, HoldRow, Remade, StopOverride};
 pub use deployments::{
     Admission, DeploymentId, DeploymentIdError, DeploymentRow, DeploymentState, Finish, Outcome,
     Trigger,

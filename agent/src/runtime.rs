@@ -399,6 +399,13 @@ pub enum RuntimeError {
         /// Why.
         why: String,
     },
+    /// The engine holds on to an earlier start of this container, which it was killed in: it will never
+    /// start it.
+    #[error("the engine holds on to an earlier start of the container: {cause}")]
+    Stuck {
+        /// What the engine said.
+        cause: String,
+    },
     /// The engine refused the call.
     #[error("the engine refused `{call}`: {message}")]
     Refused {

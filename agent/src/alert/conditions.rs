@@ -342,7 +342,7 @@ fn effects(event: &EventRow) -> Vec<Effect> {
         "gave-up" | "restart-failed" => vec![Effect::Begins(key("down"), event.kind.clone())],
         "contested" => vec![Effect::Begins(key("contested"), cause())],
         "contested-over" => vec![Effect::Ends(key("contested"))],
-        "started" | "restarted" => vec![Effect::Ends(key("down"))],
+        "started" | "restarted" | "remade" => vec![Effect::Ends(key("down"))],
         "exited" if event.data.get("oom") == Some(&serde_json::Value::Bool(true)) => {
             vec![Effect::Once(
                 key("out-of-memory"),

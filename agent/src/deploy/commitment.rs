@@ -29,7 +29,11 @@ pub(super) fn commitment(
     let mut commit = CommitDeployment::new(execution.id.clone());
     for action in &execution.plan.actions {
         let key = execution.key(&action.component);
-        let old = execution.old.get(&action.component);
+        let old = &execution
+            .old
+            .get(&action.component)
+            .map(|old| as_remade(execution, old));
+        let old = old.as_ref();
         let failed = switching.failed.contains_key(&action.component);
         if failed && !execution.is_touched(&action.component) {
             // It was not reached: what ran before still runs.
@@ -124,6 +128,17 @@ pub(super) fn commitment(
     }
     commit.records = committed(execution, made, switching, &BTreeMap::new());
     commit
+}
+
+/// The registered row, with the container that took the place of its own in this deployment.
+fn as_remade(execution: &Execution, old: &DeployedRow) -> DeployedRow {
+    let mut row = old.clone();
+    if let Some(remade) = execution.remade(&old.key.component) {
+        row.container = remade.container;
+        row.generation = remade.generation;
+        row.baseline = remade.baseline;
+    }
+    row
 }
 
 /// What the history gets: a new row where another spec or image runs, a restoring one in a rollback.

@@ -18,7 +18,8 @@ use super::failure::PartFailure;
 use super::feed::Ended;
 use super::outcome;
 use super::prepare::{Made, generation_name};
-use super::steps::{rename, rename_away, send_signals, start, stop_container};
+use super::remake::start_registered;
+use super::steps::{rename, rename_away, send_signals, stop_container};
 use super::switch::{Outcome as Switching, share_a_port};
 use crate::blocking::blocking;
 use crate::registry::{DeploymentRow, DeploymentState, Outcome, StepPhase, Trigger};
@@ -271,7 +272,7 @@ pub(super) async fn put_back(
             if let Some(before) = &action.before {
                 restore_files(execution, &key, action, before.generation, false).await?;
                 stop_container(execution, &before.container, grace(action), deadline).await?;
-                start(execution, &action.component, &before.container, deadline).await?;
+                start_registered(execution, &action.component, &before.container, deadline).await?;
             }
             restored()
         }
@@ -279,7 +280,8 @@ pub(super) async fn put_back(
             if let Some(before) = &action.before {
                 restore_files(execution, &key, action, before.generation, true).await?;
                 if before.running {
-                    start(execution, &action.component, &before.container, deadline).await?;
+                    start_registered(execution, &action.component, &before.container, deadline)
+                        .await?;
                 }
                 send_signals(execution, action, &before.container).await?;
             }
@@ -293,7 +295,7 @@ pub(super) async fn put_back(
         }
         ActionKind::Stop | ActionKind::Remove => {
             if let Some(before) = action.before.as_ref().filter(|before| before.running) {
-                start(execution, &action.component, &before.container, deadline).await?;
+                start_registered(execution, &action.component, &before.container, deadline).await?;
             }
             restored()
         }
@@ -328,9 +330,10 @@ async fn replace_back(
         let name = old
             .filter(|old| old.adopted && old.container == before.container)
             .map_or_else(|| key.container_name(), |old| old.container_name.clone());
-        rename(execution, &before.container, &name, deadline).await?;
+        let container = execution.current(&action.component, &before.container);
+        rename(execution, &container, &name, deadline).await?;
         if before.running {
-            start(execution, &action.component, &before.container, deadline).await?;
+            start_registered(execution, &action.component, &before.container, deadline).await?;
         }
     }
     Ok(())

@@ -7,11 +7,14 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use mcp_spec::name::NodeName;
 use mcp_spec::observed::LiveContainer;
+use mcp_spec::revision::CommitId;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::failure::PartFailure;
 use super::stage::Staging;
+use crate::blocking::blocking;
 use crate::clock::Clock;
 use crate::desired::Desired;
 use crate::random::Random;
@@ -69,6 +72,17 @@ pub struct Upkeep {
     pub(super) broken: CancellationToken,
 }
 
+/// How long a call may go without an answer before its effect is looked for: an answer can be lost.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
+
+/// How often it is looked for then.
+const LOOK_PACE: Duration = Duration::from_secs(1);
+
+/// How long one attempt at a start or a rename may take: far more than either engine needs, and each
+/// second of a start that hangs is one in which nothing runs. Another attempt does no harm: the engines
+/// make one wait for the other.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(10);
+
 /// What came of looking at the engine after a call that failed.
 pub(super) enum Settled {
     /// The call's effect is there.
@@ -87,6 +101,23 @@ impl Context {
     /// Staging with the engine's idea of users, for what may be given to one of them.
     pub(super) async fn staging_for_engine(&self) -> Staging {
         self.staging.among(self.runtime.user_namespace().await)
+    }
+
+    /// The bytes of a repository file at a revision.
+    pub(super) async fn file_bytes(
+        &self,
+        revision: CommitId,
+        path: &str,
+    ) -> Result<Vec<u8>, PartFailure> {
+        let failure = |cause: String| PartFailure::File {
+            path: path.to_owned(),
+            cause,
+        };
+        let (store, wanted) = (self.revisions.clone(), path.to_owned());
+        blocking(move || store.read_file(revision, &wanted))
+            .await
+            .map_err(|error| failure(error.to_string()))?
+            .ok_or_else(|| failure(format!("{} does not hold it", revision.short())))
     }
 
     /// Looks for a container that may be about to appear, until it does or the time is up.
@@ -139,11 +170,13 @@ impl Context {
     }
 
     /// Makes a call and settles every doubt by looking: a call that failed and whose effect is there
-    /// is done; while the engine is away it is tried again, at most until `deadline`.
+    /// is done; while the engine is away it is tried again, at most until `deadline`. A call that does not
+    /// answer is done as soon as its effect is there, and made again after `attempt`.
     pub(super) async fn settle<F, R>(
         &self,
         id_or_name: &str,
         deadline: Instant,
+        attempt: Duration,
         call: F,
         is_done: impl Fn(Option<&LiveContainer>) -> bool,
     ) -> Settled
@@ -153,7 +186,7 @@ impl Context {
     {
         let mut pause = Duration::from_millis(50);
         loop {
-            let Err(error) = call().await else {
+            let Err(error) = self.attempt(id_or_name, attempt, call(), &is_done).await else {
                 return Settled::Done;
             };
             match self.runtime.inspect(id_or_name).await {
@@ -166,6 +199,45 @@ impl Context {
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Waits for a call's answer or, where that does not come, for its effect: at most so long.
+    async fn attempt(
+        &self,
+        id_or_name: &str,
+        longest: Duration,
+        call: impl Future<Output = Result<(), RuntimeError>>,
+        is_done: &impl Fn(Option<&LiveContainer>) -> bool,
+    ) -> Result<(), RuntimeError> {
+        let began = Instant::now();
+        let mut call = std::pin::pin!(call);
+        let mut pause = LOOK_AFTER;
+        // An effect is believed that is seen twice: right after it the engine has things to do yet.
+        let mut seen = false;
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut call => return answer,
+                () = sleep(pause) => {}
+            }
+            let looked = tokio::select! {
+                biased;
+                answer = &mut call => return answer,
+                looked = self.runtime.inspect(id_or_name) => looked,
+            };
+            let is_there = looked.is_ok_and(|live| is_done(live.as_ref()));
+            if seen && is_there {
+                return Ok(());
+            }
+            seen = is_there;
+            pause = LOOK_PACE;
+            if began.elapsed() >= longest {
+                return Err(RuntimeError::Uncertain {
+                    call: "change",
+                    cause: format!("no answer within {} s", longest.as_secs()),
+                });
+            }
         }
     }
 }

@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mcp_spec::component::{ComponentSpec, OnFailure};
 use mcp_spec::name::{ComponentKey, ComponentName};
-use mcp_spec::observed::{LiveContainer, label};
+use mcp_spec::observed::{ContainerId, LiveContainer, label};
 use mcp_spec::plan::{Action, Purpose, ServicePlan};
-use mcp_spec::revision::CommitId;
 use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -18,8 +17,7 @@ use super::execute::Abort;
 use super::failure::PartFailure;
 use super::feed::Feed;
 use super::line::Line;
-use crate::blocking::blocking;
-use crate::registry::{DeployedRow, DeploymentId, StepPhase, StepRow, Trigger};
+use crate::registry::{DeployedRow, DeploymentId, Remade, StepPhase, StepRow, Trigger};
 use crate::takeover::{is_alive, is_of_known_deployment};
 
 /// Who asked for a deployment and how it is to be understood.
@@ -55,6 +53,7 @@ pub(super) struct Execution {
     down_since: Mutex<BTreeMap<ComponentName, Instant>>,
     give_up: CancellationToken,
     touched: Mutex<Vec<ComponentName>>,
+    remade: Mutex<BTreeMap<ComponentName, Remade>>,
     resumed: bool,
 }
 
@@ -86,6 +85,7 @@ impl Execution {
             down_since: Mutex::new(BTreeMap::new()),
             give_up: CancellationToken::new(),
             touched: Mutex::new(Vec::new()),
+            remade: Mutex::new(BTreeMap::new()),
             resumed: false,
         }
     }
@@ -186,6 +186,24 @@ impl Execution {
             .clone()
     }
 
+    /// Notes that another container of the same spec took the place of a registered one.
+    pub(super) fn note_remade(&self, component: &ComponentName, remade: Remade) {
+        let mut all = self.remade.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(component.clone(), remade);
+    }
+
+    /// What took the place of a component's registered container in this deployment.
+    pub(super) fn remade(&self, component: &ComponentName) -> Option<Remade> {
+        let all = self.remade.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(component).cloned()
+    }
+
+    /// The registered container of a component, or what took its place.
+    pub(super) fn current(&self, component: &ComponentName, before: &ContainerId) -> ContainerId {
+        self.remade(component)
+            .map_or_else(|| before.clone(), |remade| remade.container)
+    }
+
     pub(super) fn action(&self, component: &ComponentName) -> Option<&Action> {
         self.plan
             .actions
@@ -219,23 +237,6 @@ impl Execution {
             .map_err(Into::into)
     }
 
-    /// The bytes of a repository file at a revision.
-    pub(super) async fn file_bytes(
-        &self,
-        revision: CommitId,
-        path: &str,
-    ) -> Result<Vec<u8>, PartFailure> {
-        let failure = |cause: String| PartFailure::File {
-            path: path.to_owned(),
-            cause,
-        };
-        let (store, wanted) = (self.context.revisions.clone(), path.to_owned());
-        blocking(move || store.read_file(revision, &wanted))
-            .await
-            .map_err(|error| failure(error.to_string()))?
-            .ok_or_else(|| failure(format!("{} does not hold it", revision.short())))
-    }
-
     /// Whether a container is a leftover of the agent's own, made for this component and registered
     /// nowhere. What an operator let go of is none, whatever its labels say. What runs and was made by a
     /// deployment that this registry does not know may be all that runs, as after an old backup: it is
@@ -244,7 +245,10 @@ impl Execution {
         let claims = live.labels.get(label::NODE).map(String::as_str)
             == Some(self.context.node.as_str())
             && live.claimed_key().as_ref() == Some(key)
-            && self.old.values().all(|row| row.container != live.id);
+            && self.old.values().all(|row| row.container != live.id)
+            && self
+                .remade(&key.component)
+                .is_none_or(|remade| remade.container != live.id);
         if !claims {
             return false;
         }

@@ -114,6 +114,18 @@ impl PartFailure {
         }
     }
 
+    /// What the engine says where it will never start this container.
+    #[must_use]
+    pub(super) const fn stuck(&self) -> Option<&RuntimeError> {
+        match self {
+            Self::Engine {
+                source: source @ RuntimeError::Stuck { .. },
+                ..
+            } => Some(source),
+            _ => None,
+        }
+    }
+
     /// Whether it follows from another component's failure.
     #[must_use]
     pub(super) const fn is_consequence(&self) -> bool {
@@ -123,18 +135,41 @@ impl PartFailure {
     /// The mend, where one is known.
     #[must_use]
     pub(super) fn hint(&self) -> Option<&'static str> {
+        if let Self::Engine { source, .. } = self
+            && is_full(source)
+        {
+            return Some(
+                "the disk of the engine is full: make room where it keeps images and containers, `podman system df` or `docker system df` tells what takes it; then deploy again",
+            );
+        }
         Some(match self {
             Self::ImageAbsent { .. } => {
                 "load the image on the node, or allow a pull with `pull = \"missing\"`"
             }
             Self::ImageLost { .. } => "deploy the head, or load the image on the node again",
             Self::SourceMissing { .. } => "create it on the node, or use a named volume",
+            Self::Engine {
+                source: RuntimeError::PortTaken { .. },
+                ..
+            } => {
+                "see who listens there: ss -ltnp; where nobody does the engine holds on to a port that it was opening when it was killed: restart the engine"
+            }
             Self::PortTaken { .. } => "choose another host port, or stop what listens there",
             Self::NameTaken { .. } => "rename or remove that container",
             Self::Stage(StageError::Owner { .. }) => "run the agent as root, or leave `owner` out",
             _ => return None,
         })
     }
+}
+
+/// Whether the engine failed for want of room on its disk.
+fn is_full(error: &RuntimeError) -> bool {
+    let text = match error {
+        RuntimeError::Refused { message, .. } => message,
+        RuntimeError::Pull { cause, .. } => cause,
+        _ => return false,
+    };
+    text.contains("no space left on device") || text.contains("disk quota exceeded")
 }
 
 #[cfg(test)]
@@ -155,5 +190,23 @@ mod tests {
         }));
         assert!(!of(GateFailure::Engine(refused)));
         assert!(!of(GateFailure::Gone));
+    }
+
+    #[test]
+    fn a_full_disk_of_the_engine_is_called_so() {
+        let of = |source| {
+            let doing = "creating the container";
+            PartFailure::Engine { doing, source }.hint()
+        };
+        let refused = |message: &str| RuntimeError::Refused {
+            call: "create",
+            status: 500,
+            message: message.to_owned(),
+        };
+        let full = of(refused(
+            "container create: write /var/tmp/960980431: no space left on device",
+        ));
+        assert!(full.unwrap().contains("the disk of the engine is full"));
+        assert!(of(refused("busy")).is_none());
     }
 }

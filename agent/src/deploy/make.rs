@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use mcp_spec::component::ComponentSpec;
 use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::{ContainerId, label};
 use mcp_spec::plan::{Action, After};
+use mcp_spec::revision::CommitId;
 
+use super::context::Context;
 use super::execution::Execution;
 use super::failure::PartFailure;
 use super::prepare::{Made, Making};
@@ -23,7 +26,7 @@ pub(super) async fn make(
     let context = &execution.context;
     let key = execution.key(&action.component);
     let spec = &after.spec;
-    stage(execution, &key, after, making.generation).await?;
+    stage(context, &key, spec, after.revision, making.generation).await?;
     let labels = BTreeMap::from([
         (label::NODE.to_owned(), context.node.to_string()),
         (label::SERVICE.to_owned(), key.service.to_string()),
@@ -110,19 +113,17 @@ async fn create(
 }
 
 /// Writes the component's files from the revision's own bytes.
-async fn stage(
-    execution: &Execution,
+pub(super) async fn stage(
+    context: &Context,
     key: &ComponentKey,
-    after: &After,
+    spec: &ComponentSpec,
+    revision: CommitId,
     generation: u64,
 ) -> Result<(), PartFailure> {
-    if after.spec.files.is_empty() {
-        return Ok(());
-    }
-    for (target, file) in &after.spec.files {
-        let bytes = execution.file_bytes(after.revision, &file.from).await?;
+    for (target, file) in &spec.files {
+        let bytes = context.file_bytes(revision, &file.from).await?;
         let (staging, key, target, file) = (
-            execution.context.staging_for_engine().await,
+            context.staging_for_engine().await,
             key.clone(),
             target.clone(),
             file.clone(),

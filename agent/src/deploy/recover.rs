@@ -19,7 +19,9 @@ use super::feed::{Ended, Feed};
 use super::line::Line;
 use super::prepare::{Made, Making, STEP_MAKE};
 use super::switch::{Outcome as Switching, STEP_SWITCH};
-use crate::registry::{DeploymentRow, DeploymentState, Outcome, RegistryError, StepPhase, StepRow};
+use crate::registry::{
+    DeployedRow, DeploymentRow, DeploymentState, Outcome, RegistryError, StepPhase, StepRow,
+};
 
 /// What the registry keeps of a deployment for its execution: opaque to the registry.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -106,13 +108,17 @@ pub(super) async fn resume(
         return give_up_unplanned(&context, row).await;
     };
     let steps = context.registry.steps(row.id.clone()).await?;
-    let old = context
+    let old: BTreeMap<ComponentName, DeployedRow> = context
         .registry
         .deployed_of(row.service.clone())
         .await?
         .into_iter()
         .map(|row| (row.key.component.clone(), row))
         .collect();
+    let mut plan = plan;
+    if row.state != DeploymentState::Committed {
+        follow_remade(&mut plan, &old);
+    }
     let line = Arc::new(Line::default());
     let order = Order {
         actor: row.actor.clone(),
@@ -178,6 +184,19 @@ pub(super) async fn resume(
         _ => execution.abort(row, Abort::Crashed).await,
     };
     Ok(ended)
+}
+
+/// Until the commit the registered containers are those that the plan saw, but for those that the
+/// compensation made anew.
+fn follow_remade(plan: &mut ServicePlan, old: &BTreeMap<ComponentName, DeployedRow>) {
+    for action in &mut plan.actions {
+        if let (Some(before), Some(row)) = (&mut action.before, old.get(&action.component))
+            && row.generation > before.generation
+        {
+            before.container = row.container.clone();
+            before.generation = row.generation;
+        }
+    }
 }
 
 async fn give_up_unplanned(

@@ -1,14 +1,15 @@
 //! Starts by the restart policy.
 
-use mcp_spec::observed::DesiredState;
-use tokio::time::Instant;
+use std::time::Duration;
 
 use super::context::{Context, Settled};
+use super::remake::revive_registered;
 use crate::runtime::RuntimeError;
 use crate::watch::{Revive, Revived};
+use mcp_spec::observed::DesiredState;
 
 /// How long the engine may take for a start by the restart policy.
-const REVIVE_WAIT: std::time::Duration = std::time::Duration::from_secs(60);
+const REVIVE_WAIT: Duration = Duration::from_secs(60);
 
 /// Starts a registered container again, if it is still wanted and still the one.
 pub(super) async fn start_again(context: &Context, revive: &Revive) -> Revived {
@@ -22,22 +23,18 @@ pub(super) async fn start_again(context: &Context, revive: &Revive) -> Revived {
     if !wanted {
         return Revived::NotNow;
     }
-    let deadline = Instant::now() + REVIVE_WAIT;
-    let settled = context
-        .settle(
-            revive.container.as_str(),
-            deadline,
-            || context.runtime.start(&revive.container),
-            |live| live.is_some_and(|live| live.state.is_running()),
-        )
-        .await;
+    let (settled, anew) = revive_registered(context, &row, REVIVE_WAIT).await;
+    if anew.is_some() && matches!(settled, Settled::Done) {
+        // Another container than the one that was asked for: the rows have to be read again.
+        return Revived::NotNow;
+    }
     if let Settled::Failed(error) = settled {
         return Revived::Failed(error);
     }
-    match context.runtime.inspect(revive.container.as_str()).await {
+    match context.runtime.inspect(row.container.as_str()).await {
         Ok(Some(live)) => Revived::Running(Box::new(live)),
         Ok(None) => Revived::Failed(RuntimeError::NotFound {
-            what: format!("container {}", revive.container.short()),
+            what: format!("container {}", row.container.short()),
         }),
         Err(error) => Revived::Failed(error),
     }

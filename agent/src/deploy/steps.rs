@@ -10,14 +10,20 @@ use mcp_spec::observed::{ContainerId, ContainerState, LiveContainer};
 use mcp_spec::plan::{Action, ActionKind};
 use tokio::time::{Instant, sleep};
 
-use super::context::{IN_FLIGHT, Settled};
+use super::context::{ATTEMPT, IN_FLIGHT, Settled};
 use super::execution::Execution;
 use super::failure::PartFailure;
 use crate::blocking::blocking;
 use crate::runtime::RuntimeError;
 
+/// How long one attempt at a stop may take beyond the grace: as long as the engine's own call.
+const STOP_ATTEMPT: Duration = Duration::from_secs(30);
+
 /// How often a job's container is looked at where it is not known whether it began.
 const JOB_LOOK_PACE: Duration = Duration::from_millis(100);
+
+/// How often an engine that did not answer is asked again how a container looks.
+const LOOK_PACE: Duration = Duration::from_millis(500);
 
 /// Renames a container; one that has the name already is done.
 pub(super) async fn rename(
@@ -52,7 +58,7 @@ async fn rename_until(
     let call = || context.runtime.rename(container, name);
     done(
         context
-            .settle(container.as_str(), deadline, call, is_done)
+            .settle(container.as_str(), deadline, ATTEMPT, call, is_done)
             .await,
         "renaming the container",
     )
@@ -140,7 +146,7 @@ pub(super) async fn start(
     };
     done(
         context
-            .settle(container.as_str(), deadline, call, runs)
+            .settle(container.as_str(), deadline, ATTEMPT, call, runs)
             .await,
         "starting the container",
     )
@@ -175,7 +181,13 @@ pub(super) async fn stop_container(
     let stopped = |live: Option<&LiveContainer>| live.is_none_or(|live| !live.state.is_running());
     done(
         context
-            .settle(container.as_str(), deadline, call, stopped)
+            .settle(
+                container.as_str(),
+                deadline,
+                grace + STOP_ATTEMPT,
+                call,
+                stopped,
+            )
             .await,
         "stopping the container",
     )
@@ -188,23 +200,29 @@ fn done(settled: Settled, doing: &'static str) -> Result<(), PartFailure> {
     }
 }
 
-/// How a container looks now; one that is gone is a failure.
+/// How a container looks now; one that is gone is a failure. An engine that does not say is asked again
+/// until `deadline`: what was switched runs meanwhile.
 pub(super) async fn look(
     execution: &Execution,
     container: &ContainerId,
+    deadline: Instant,
 ) -> Result<LiveContainer, PartFailure> {
     let doing = "looking at the container";
-    execution
-        .context
-        .runtime
-        .inspect(container.as_str())
-        .await
-        .and_then(|live| {
-            live.ok_or(RuntimeError::NotFound {
+    let runtime = &execution.context.runtime;
+    loop {
+        let source = match runtime.inspect(container.as_str()).await {
+            Ok(Some(live)) => return Ok(live),
+            Ok(None) => RuntimeError::NotFound {
                 what: format!("container {}", container.short()),
-            })
-        })
-        .map_err(|source| PartFailure::Engine { doing, source })
+            },
+            Err(error) if error.is_away() && Instant::now() + LOOK_PACE < deadline => {
+                sleep(LOOK_PACE).await;
+                continue;
+            }
+            Err(error) => error,
+        };
+        return Err(PartFailure::Engine { doing, source });
+    }
 }
 
 /// Puts the changed files where the container mounts them.
@@ -222,7 +240,10 @@ pub(super) async fn exchange_files(
         let Some(file) = after.spec.files.get(target) else {
             continue;
         };
-        let bytes = execution.file_bytes(after.revision, &file.from).await?;
+        let bytes = execution
+            .context
+            .file_bytes(after.revision, &file.from)
+            .await?;
         let (staging, key, target, file) = (
             execution.context.staging_for_engine().await,
             key.clone(),

@@ -19,6 +19,7 @@ use super::execution::Execution;
 use super::failure::PartFailure;
 use super::gate;
 use super::prepare::{Made, generation_name};
+use super::remake::start_registered;
 use super::steps::{
     exchange_files, job_has_begun, look, rename, send_signals, start, start_job, stop,
 };
@@ -250,7 +251,7 @@ async fn one(
             let component = &action.component;
             if !is_job(action) {
                 start(execution, component, &made.container, deadline).await?;
-            } else if !job_began(execution, &made.container).await? {
+            } else if !job_began(execution, &made.container, deadline).await? {
                 start_job(execution, component, &made.container, deadline).await?;
             }
             downtime = down_since.map_or(Duration::ZERO, |since| since.elapsed());
@@ -262,9 +263,11 @@ async fn one(
             let since = Instant::now();
             execution.goes_down(&action.component);
             stop(execution, action, &before.container, deadline).await?;
-            start(execution, &action.component, &before.container, deadline).await?;
+            let component = &action.component;
+            let started =
+                start_registered(execution, component, &before.container, deadline).await?;
             downtime = since.elapsed();
-            Some(before.container.clone())
+            Some(started)
         }
         ActionKind::Signal => {
             let before = action.before.as_ref().ok_or(PartFailure::NotReached)?;
@@ -274,8 +277,8 @@ async fn one(
         }
         ActionKind::Start => {
             let before = action.before.as_ref().ok_or(PartFailure::NotReached)?;
-            start(execution, &action.component, &before.container, deadline).await?;
-            Some(before.container.clone())
+            let component = &action.component;
+            Some(start_registered(execution, component, &before.container, deadline).await?)
         }
         ActionKind::Stop | ActionKind::Remove => {
             if let Some(before) = action.before.as_ref().filter(|before| before.present) {
@@ -291,7 +294,7 @@ async fn one(
         }
     };
     let live = match &container {
-        Some(container) => Some(look(execution, container).await?),
+        Some(container) => Some(look(execution, container, deadline).await?),
         None => None,
     };
     drop(slot);
@@ -338,11 +341,15 @@ fn is_job(action: &Action) -> bool {
 /// Whether the container of a job was started before a crash cut its deployment off: a job is run
 /// once, so its gate judges the run that there was. One that was cut off itself, as by a reboot, is
 /// a failure.
-async fn job_began(execution: &Execution, container: &ContainerId) -> Result<bool, PartFailure> {
+async fn job_began(
+    execution: &Execution,
+    container: &ContainerId,
+    deadline: Instant,
+) -> Result<bool, PartFailure> {
     if !execution.is_resumed() || !job_has_begun(execution, container).await? {
         return Ok(false);
     }
-    let live = look(execution, container).await?;
+    let live = look(execution, container, deadline).await?;
     match live.state {
         ContainerState::Created => Err(PartFailure::Interrupted),
         _ => Ok(true),

@@ -6,4 +6,5 @@ mod invariants;
 mod node;
 mod race;
 mod scenarios;
+mod stuck;
 mod sweep;

@@ -13,7 +13,7 @@ use mcp_spec::revision::CommitId;
 use rusqlite::{Connection, Params, Row};
 use serde::{Deserialize, Serialize};
 
-use super::column::{At, Json, at, at_option, count, json, parsed, parsed_option};
+use super::column::{At, Count, Json, at, at_option, count, json, parsed, parsed_option};
 use super::events::append;
 use super::specs::SpecCache;
 use super::{
@@ -92,6 +92,17 @@ impl DeployedRow {
             (_, desired) => desired,
         }
     }
+}
+
+/// A container that was made anew for a component whose spec did not change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remade {
+    /// The engine's id.
+    pub container: ContainerId,
+    /// Its generation.
+    pub generation: u64,
+    /// Its configuration as the engine told it right after it was made.
+    pub baseline: BTreeMap<String, String>,
 }
 
 /// All components at one moment, both lists in the order of their keys.
@@ -267,6 +278,43 @@ impl Registry {
                     Ok(next.query_row(of, |row| count(row, 0))?)
                 })
                 .collect()
+        })
+        .await
+    }
+
+    /// Puts another container of the same spec in the place of a component's registered one. Tells whether
+    /// that still was `from`.
+    ///
+    /// # Errors
+    ///
+    /// Where the registry cannot be written.
+    pub async fn remade(
+        &self,
+        key: ComponentKey,
+        from: ContainerId,
+        to: Remade,
+        event: NewEvent,
+    ) -> Result<bool, RegistryError> {
+        self.write(move |tx| {
+            let changed = tx
+                .prepare_cached(
+                    "UPDATE deployed SET container = ?4, generation = ?5, baseline = ?6
+                     WHERE service = ?1 AND component = ?2 AND container = ?3",
+                )?
+                .execute((
+                    key.service.as_str(),
+                    key.component.as_str(),
+                    from.as_str(),
+                    to.container.as_str(),
+                    Count(to.generation),
+                    Json(&to.baseline),
+                ))?;
+            if changed == 0 {
+                return Ok(false);
+            }
+            tx.change_components();
+            append(tx, &[event])?;
+            Ok(true)
         })
         .await
     }

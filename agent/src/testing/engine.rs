@@ -55,6 +55,8 @@ struct State {
     stale: BTreeMap<ContainerId, VecDeque<LiveContainer>>,
     exec: Option<ExecOutcome>,
     refuses_start: bool,
+    /// Containers that it will never start.
+    stuck: BTreeSet<ContainerId>,
     starts: u32,
     /// A field that a start changes, whatever was asked for.
     odd: Option<(String, String)>,
@@ -248,6 +250,12 @@ impl ScriptedEngine {
     /// Makes each start change a field, whatever was asked for: nothing converges.
     pub fn make_odd(&self, field: &str, value: &str) {
         self.state().odd = Some((field.to_owned(), value.to_owned()));
+    }
+
+    /// Ends a container, and makes every further start of it fail.
+    pub fn stick(&self, id: &ContainerId) {
+        self.exit(id.as_str(), 128, Timestamp::UNIX_EPOCH, true);
+        self.state().stuck.insert(id.clone());
     }
 
     /// How often a call was made (`list`, `inspect`, `start`, …).

@@ -19,6 +19,10 @@ pub(super) fn meaning(answer: &Answer, subject: &str) -> RuntimeError {
     if says("port is already allocated") || says("address already in use") {
         return RuntimeError::PortTaken { cause: message };
     }
+    // Dockerd that was killed in a start: containerd has the task, and dockerd neither ends nor takes it.
+    if says("task") && says("already exists") {
+        return RuntimeError::Stuck { cause: message };
+    }
     if says("docker-init") || says("container-init") || says("catatonit") {
         return RuntimeError::Unsupported {
             what: "init = true".to_owned(),
@@ -127,6 +131,16 @@ mod tests {
                 RuntimeError::PortTaken { .. }
             ));
         }
+    }
+
+    #[test]
+    fn task_that_exists_already_is_told_by_its_words() {
+        let message =
+            "task 49616e2819bb8a40b8fd2aa3a216624b61433b7ee940530b7c258d6522b462de: already exists";
+        assert!(matches!(
+            meaning(&answer(409, message), "x"),
+            RuntimeError::Stuck { .. }
+        ));
     }
 
     #[test]

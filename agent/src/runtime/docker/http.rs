@@ -2,7 +2,8 @@
 //! an exact answer to the question whether the request can have had an effect.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -23,6 +24,13 @@ const BODY_LIMIT: usize = 64 << 20;
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
 /// Deadline of a call that changes something.
 pub(super) const CHANGE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Deadline of a call that only reads while the engine hangs: several of them make up what an operator
+/// waits for.
+const HUNG_LIMIT: Duration = Duration::from_secs(2);
+/// How long an engine that let a full deadline pass counts as hung, unless it answers something: then it
+/// gets the full time once more, since it may only be slow.
+const HUNG_FOR: Duration = Duration::from_secs(20);
 
 /// One request.
 pub(super) struct Call {
@@ -177,6 +185,8 @@ pub(super) fn message_in(body: &[u8]) -> String {
 pub(super) struct Http {
     client: Client<Connector, Full<Bytes>>,
     socket: EngineSocket,
+    /// When the engine last let a full deadline pass, with no answer since.
+    hung: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Http {
@@ -186,7 +196,25 @@ impl Http {
             .pool_max_idle_per_host(8)
             .pool_timer(TokioTimer::new())
             .build(Connector(socket.clone()));
-        Self { client, socket }
+        Self {
+            client,
+            socket,
+            hung: Arc::default(),
+        }
+    }
+
+    fn hung(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.hung.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The deadline of a call: short for one that reads from an engine that hangs.
+    fn limit_of(&self, call: &Call) -> Duration {
+        let hangs = self.hung().is_some_and(|since| since.elapsed() < HUNG_FOR);
+        if hangs && call.method == Method::GET {
+            call.limit.min(HUNG_LIMIT)
+        } else {
+            call.limit
+        }
     }
 
     pub(super) const fn socket(&self) -> &EngineSocket {
@@ -195,7 +223,7 @@ impl Http {
 
     /// Sends one request and reads the whole answer.
     pub(super) async fn send(&self, call: Call) -> Result<Answer, RuntimeError> {
-        let limit = call.limit;
+        let limit = self.limit_of(&call);
         let exchange = async {
             match self.exchange(&call).await {
                 // A kept connection can die under a request. Reading once more changes nothing.
@@ -205,14 +233,23 @@ impl Http {
                 other => other,
             }
         };
-        tokio::time::timeout(limit, exchange)
-            .await
-            .unwrap_or_else(|_| {
+        match tokio::time::timeout(limit, exchange).await {
+            Ok(answer) => {
+                if answer.is_ok() {
+                    *self.hung() = None;
+                }
+                answer
+            }
+            Err(_) => {
+                if call.method == Method::GET && limit == call.limit {
+                    *self.hung() = Some(Instant::now());
+                }
                 Err(RuntimeError::Uncertain {
                     call: call.name,
                     cause: format!("no answer within {} s", limit.as_secs()),
                 })
-            })
+            }
+        }
     }
 
     async fn exchange(&self, call: &Call) -> Result<Answer, RuntimeError> {
@@ -328,6 +365,24 @@ mod tests {
             .await
             .unwrap_err();
         assert!(error.is_uncertain(), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_hangs_is_not_waited_for_at_length_each_time() {
+        let (_dir, http) = engine(b"", true).await;
+        assert!(http.send(quick(Call::get("list", "/x"))).await.is_err());
+        let reads = Call::get("list", "/x");
+        assert_eq!(http.limit_of(&reads), HUNG_LIMIT);
+        assert_eq!(http.limit_of(&Call::post("start", "/x")), CHANGE_LIMIT);
+        // After a while it may only be slow, and gets the full time once.
+        *http.hung() = Instant::now().checked_sub(HUNG_FOR);
+        assert_eq!(http.limit_of(&reads), READ_LIMIT);
+        // An answer ends it.
+        let (_dir, answers) =
+            engine(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nOK", false).await;
+        *answers.hung() = Some(Instant::now());
+        answers.send(Call::get("ping", "/x")).await.unwrap();
+        assert_eq!(answers.limit_of(&reads), READ_LIMIT);
     }
 
     #[tokio::test]

@@ -181,6 +181,11 @@ impl Runtime for ScriptedEngine {
                 cause: "address already in use".to_owned(),
             });
         }
+        if state.stuck.contains(id) {
+            return Err(RuntimeError::Stuck {
+                cause: format!("task {id}: already exists"),
+            });
+        }
         let started_at = Timestamp::UNIX_EPOCH + Duration::from_secs((state.starts + 1).into());
         let state = &mut *state;
         let Some(live) = state.containers.get_mut(id) else {
