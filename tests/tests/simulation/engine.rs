@@ -335,6 +335,14 @@ impl Engine {
         Ok(())
     }
 
+    /// How long somebody takes between a look and an act.
+    pub(crate) fn dallies(&self) -> Duration {
+        if self.dice.chance(300) {
+            return self.dice.millis(1, 4000);
+        }
+        Duration::ZERO
+    }
+
     /// How long a call of this kind takes.
     pub(crate) fn takes(&self, from_ms: u64, to_ms: u64) -> Duration {
         if self.dice.chance(*self.faults.lock().unwrap()) {

@@ -37,6 +37,7 @@ impl Hands {
         let result = self.engine().ask(call, answer).await;
         if result.is_err() {
             self.engine().trace.line(|| format!("{call} failed"));
+            self.engine().model.troubled();
         }
         self.0.step(call, Moment::Look).await;
         result
@@ -55,6 +56,9 @@ impl Hands {
         self.0.step(call, Moment::Act).await;
         let engine = self.engine();
         let result = engine.change(call, container.cloned(), took, effect).await;
+        if result.is_err() {
+            engine.model.troubled();
+        }
         engine.trace.line(|| {
             let said = match &result {
                 Ok(_) => "done".to_owned(),
@@ -164,7 +168,11 @@ impl Runtime for Hands {
         _progress: &(dyn Fn(PullProgress) + Send + Sync),
     ) -> Result<ImageFacts, RuntimeError> {
         let reference = image.to_string();
-        let took = self.engine().takes(50, 3000);
+        let mut took = self.engine().takes(50, 3000);
+        if self.0.dice.chance(40) {
+            // A slow registry spends no deadline.
+            took = self.0.dice.millis(20_000, 90_000);
+        }
         let about = reference.clone();
         self.change("pull", &about, None, took, move |_, state| {
             if reference.contains(NOWHERE) {

@@ -298,6 +298,9 @@ impl Writer {
         if dice.chance(150) {
             text += "on_failure = \"leave\"\n";
         }
+        if dice.chance(300) {
+            text += "deadline = \"60s\"\n";
+        }
         text += "[[components]]\nname = \"db\"\nvolumes = [\"data:/data\"]\n";
         text += &self.image("db");
         if self.migrates {

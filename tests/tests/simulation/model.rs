@@ -19,7 +19,8 @@
 //! 6. The agent by itself changes nothing that is stopped or quarantined, brings back what is held as it
 //!    is held and otherwise leaves it, and runs no job.
 //! 7. A job's container is started once, by a deploy or a rollback that was asked for.
-//! 8. Where a deployment says that something runs, and nobody else did it harm, something runs.
+//! 8. Where a deployment says that something runs, and nobody else did it harm, something runs; where no
+//!    call failed nothing is left over of what it replaced or made in vain.
 //! 9. What the engine did not say is not acted on: nothing is made anew that is still there.
 //! 10. Whatever a deployment does to a component beyond the line is journalled before; what it puts back
 //!     too; an operator's stop is on record before anything stops.
@@ -69,10 +70,14 @@ struct Open {
     row: DeploymentRow,
     plan: ServicePlan,
     steps: Vec<StepRow>,
+    /// When it crossed the line, or was taken up again beyond it.
+    crossed: Option<Instant>,
     /// Components that somebody else did harm to since it began.
     harmed: BTreeSet<ComponentName>,
     /// An operator was told that it is cancelled.
     cancelled: bool,
+    /// A call of the engine failed meanwhile, or the agent was killed: something may be left over.
+    troubled: bool,
     /// The registry refused a write meanwhile: what could not be journalled is done all the same.
     excused: bool,
 }
@@ -165,6 +170,25 @@ impl Model {
         !self.known().open.is_empty()
     }
 
+    /// A deployed component that the agent is about to change by itself, before the line.
+    pub(crate) fn about_to_change(&self) -> Option<ComponentKey> {
+        let known = self.known();
+        let mut open = known.open.values().filter(|open| {
+            open.row.trigger == Trigger::Auto && open.row.state == DeploymentState::Planned
+        });
+        open.find_map(|open| {
+            let changes = open
+                .plan
+                .actions
+                .iter()
+                .filter(|action| action.kind != ActionKind::None);
+            let mut keys = changes.map(|action| {
+                ComponentKey::new(open.row.service.clone(), action.component.clone())
+            });
+            keys.find(|key| known.rows.contains_key(key))
+        })
+    }
+
     pub(crate) fn rows(&self) -> Vec<DeployedRow> {
         self.known().rows.values().cloned().collect()
     }
@@ -183,7 +207,12 @@ impl Model {
 
     /// The agent was restarted: of its series it may have lost the last step.
     pub(crate) fn restarted(&self) {
-        for series in self.known().series.values_mut() {
+        let mut known = self.known();
+        for open in known.open.values_mut() {
+            open.crossed = open.crossed.map(|_| Instant::now());
+            open.troubled = true;
+        }
+        for series in known.series.values_mut() {
             series.starts = series.starts.saturating_sub(1);
         }
     }
@@ -192,6 +221,14 @@ impl Model {
     pub(crate) fn could_not_write(&self) {
         for open in self.known().open.values_mut() {
             open.excused = true;
+            open.troubled = true;
+        }
+    }
+
+    /// A call of the engine failed.
+    pub(crate) fn troubled(&self) {
+        for open in self.known().open.values_mut() {
+            open.troubled = true;
         }
     }
 
@@ -256,25 +293,24 @@ impl Model {
             wrong(format!("is somebody else's, and was {deed:?}"));
             return;
         };
-        let mut known = self.known();
+        let known = self.known();
         let open = known
             .open
             .values()
-            .find(|open| open.row.service == key.service && open.is_beyond_the_line())
-            .cloned();
-        let row = known.rows.get(&key).cloned();
-        let is_registered = row.as_ref().is_some_and(|row| row.container == *id);
+            .find(|open| open.row.service == key.service && open.is_beyond_the_line());
+        let row = known.rows.get(&key);
+        let is_registered = row.is_some_and(|row| row.container == *id);
         if *deed == Deed::Removed && is_registered {
             wrong("is registered, and was removed".to_owned());
         }
-        if let Some(open) = &open
+        if let Some(open) = open
             && *deed != Deed::Removed
         {
-            judge_order(open, row.as_ref(), &key, &wrong);
+            judge_order(open, row, &key, &wrong);
         }
         match (deed, open) {
             (Deed::Stopped | Deed::Removed, open) => {
-                let may = open.as_ref().is_some_and(|open| {
+                let may = open.is_some_and(|open| {
                     open.made(container)
                         || open.row.trigger == Trigger::Stop
                         || open.action(&key.component).is_some_and(|action| {
@@ -302,22 +338,23 @@ impl Model {
                 }
             }
             (Deed::Started, Some(open)) => {
-                judge_start(&open, container, &key, &wrong);
-                judge_turn(&open, state, &key, &wrong);
+                judge_start(open, container, &key, &wrong);
+                judge_turn(open, state, &key, &wrong);
             }
             (Deed::Started, None) => {
                 let Some(row) = row.filter(|_| is_registered) else {
                     wrong("is not registered, and was started by nobody's order".to_owned());
                     return;
                 };
-                judge_policy(&row, container, &wrong);
+                judge_policy(row, container, &wrong);
                 let busy = known.open.values().any(|open| {
                     open.row.service == key.service && open.row.state != DeploymentState::Admitted
                 });
                 if busy {
                     wrong("was started by its policy during a deployment".to_owned());
                 }
-                known.reviving.insert(id.clone());
+                drop(known);
+                self.known().reviving.insert(id.clone());
             }
         }
     }
@@ -474,7 +511,7 @@ fn judge_order(
         }
         return;
     }
-    if !open.has_journalled(&key.component, "switch", StepPhase::Begun) {
+    if !open.excused && !open.has_journalled(&key.component, "switch", StepPhase::Begun) {
         wrong("is touched by a deployment that has not journalled that".to_owned());
     }
     if open.row.state == DeploymentState::Committed {

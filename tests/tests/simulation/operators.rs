@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mcp_agent::Agent;
 use mcp_agent::deploy::{Cancelled, Order, Replan, Submission, Taken};
@@ -12,6 +13,7 @@ use mcp_agent::source::Way;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ServiceName, Target};
 use mcp_spec::plan::Options;
+use tokio::time::{Instant, sleep};
 
 use super::engine::Engine;
 use super::history::{History, library};
@@ -32,6 +34,8 @@ pub(crate) enum Wanted {
     Lifecycle(Lifecycle, ServiceName),
     Purge,
     Hold(ComponentKey, bool),
+    /// Holds what the agent is about to change by itself, as soon as there is such a thing.
+    Overrule,
     Cancel,
 }
 
@@ -43,7 +47,8 @@ pub(crate) async fn ask(agent: Arc<Agent>, engine: Arc<Engine>, wanted: Wanted, 
     let said = match wanted {
         Wanted::Cancel => cancel(&agent, &engine).await,
         Wanted::Hold(key, held) => hold(&agent, key, held).await,
-        wanted => carry_out(&agent, wanted, &request).await,
+        Wanted::Overrule => overrule(&agent, &engine).await,
+        wanted => carry_out(&agent, &engine, wanted, &request).await,
     };
     engine.trace.line(|| format!("operator: {request}: {said}"));
 }
@@ -62,6 +67,20 @@ async fn cancel(agent: &Agent, engine: &Engine) -> String {
         }
         None => "nothing to cancel".to_owned(),
     }
+}
+
+/// Longest time to wait for something that can be overruled: the agent looks around once a minute.
+const OVERRULE_WAIT: Duration = Duration::from_secs(70);
+
+async fn overrule(agent: &Agent, engine: &Engine) -> String {
+    let until = Instant::now() + OVERRULE_WAIT;
+    while Instant::now() < until {
+        if let Some(key) = engine.model.about_to_change() {
+            return hold(agent, key, true).await;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    "nothing to overrule".to_owned()
 }
 
 async fn hold(agent: &Agent, key: ComponentKey, held: bool) -> String {
@@ -117,7 +136,7 @@ async fn plan(agent: &Agent, wanted: &Wanted) -> Result<Planned, String> {
                 .await
         }
         Wanted::Purge => planner.purge(None).await,
-        Wanted::Hold(..) | Wanted::Cancel => unreachable!("these are no plans"),
+        Wanted::Hold(..) | Wanted::Overrule | Wanted::Cancel => unreachable!("these are no plans"),
     };
     planned.map_err(|error| error.to_string())
 }
@@ -127,15 +146,19 @@ const fn trigger(wanted: &Wanted) -> Trigger {
         Wanted::Rollback { .. } => Trigger::Rollback,
         Wanted::Lifecycle(lifecycle, _) => lifecycle.trigger(),
         Wanted::Purge => Trigger::Purge,
-        Wanted::Deploy { .. } | Wanted::Hold(..) | Wanted::Cancel => Trigger::Deploy,
+        Wanted::Deploy { .. } | Wanted::Hold(..) | Wanted::Overrule | Wanted::Cancel => {
+            Trigger::Deploy
+        }
     }
 }
 
-async fn carry_out(agent: &Arc<Agent>, wanted: Wanted, request: &str) -> String {
+async fn carry_out(agent: &Arc<Agent>, engine: &Engine, wanted: Wanted, request: &str) -> String {
     let planned = match plan(agent, &wanted).await {
         Ok(planned) => planned,
         Err(why) => return format!("no plan: {why}"),
     };
+    // A slow node, or somebody who reads the plan: the world goes on meanwhile.
+    sleep(engine.dallies()).await;
     let plan_id = *planned.plan.id();
     let mut said = Vec::new();
     for service in planned.plan.into_services() {

@@ -11,6 +11,8 @@ pub(crate) enum Act {
     Lifecycle,
     Rollback,
     Hold,
+    /// An operator holds or stops what the agent is about to change by itself.
+    Overrule,
     Cancel,
     Purge,
     /// A client that heard no answer asks again, by the same request id.
@@ -75,6 +77,7 @@ const PROFILES: &[Profile] = &[
             (A::Lifecycle, 5),
             (A::Rollback, 4),
             (A::Hold, 4),
+            (A::Overrule, 2),
             (A::Cancel, 3),
             (A::Purge, 2),
             (A::AskAgain, 2),
@@ -158,7 +161,8 @@ const PROFILES: &[Profile] = &[
             (A::Push, 30),
             (A::Deploy, 8),
             (A::Lifecycle, 12),
-            (A::Hold, 15),
+            (A::Hold, 10),
+            (A::Overrule, 14),
             (A::Rollback, 4),
             (A::ForeignHand, 16),
             (A::KillInDeployment, 8),

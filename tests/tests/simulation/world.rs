@@ -121,7 +121,7 @@ impl World {
 
     /// Everything that goes wrong.
     async fn live(&mut self) {
-        let steps = 5 + self.dice.below(10);
+        let steps = 4 + self.dice.below(8);
         for _ in 0..steps {
             self.step().await;
             let longest = *self.dice.pick(self.profile.pauses).unwrap();
@@ -161,6 +161,15 @@ impl World {
                 let held = self.dice.chance(650);
                 if let Some(key) = self.some_key() {
                     self.ask(Wanted::Hold(key, held));
+                }
+            }
+            Act::Overrule => {
+                self.ask(Wanted::Overrule);
+                // Something has to come that can be overruled.
+                if self.dice.chance(500) {
+                    self.push();
+                } else {
+                    self.foreign_hand();
                 }
             }
             Act::Cancel => self.ask(Wanted::Cancel),

@@ -8,8 +8,9 @@ use tokio::time::sleep;
 use super::super::{Cancelled, Ended, Feed, SubmitError, Taken};
 use super::invariants::{Picture, broken};
 use super::node::{Agent, Node, Op};
-use crate::registry::{Outcome, Trigger};
+use crate::registry::{DeployedRow, Outcome, StopOverride, Trigger};
 use crate::testing::set_pace;
+use crate::watch::{Revive, Revived};
 
 const SHOP: &str = "services/shop.toml";
 
@@ -239,6 +240,75 @@ fn raced_operators_leave_a_node_in_order() {
                 assert!(wrong.is_empty(), "seed {seed}: {}", wrong.join("; "));
             }
         }
+        agent.kill().await;
+    });
+}
+
+async fn deployed(agent: &Agent, component: &str) -> DeployedRow {
+    let rows = agent.registry.deployed_all().await.unwrap();
+    let mut rows = rows.into_iter();
+    rows.find(|row| row.key.component.as_str() == component)
+        .unwrap()
+}
+
+#[test]
+fn the_restart_policy_starts_neither_what_is_stopped_nor_what_was_replaced() {
+    on_a_node(|node, agent| async move {
+        let web = deployed(&agent, "web").await;
+        let stop = StopOverride {
+            by: "alice".to_owned(),
+            at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let revive = |container| {
+            agent.deployer.revive(Revive {
+                key: web.key.clone(),
+                container,
+            })
+        };
+        let registry = &agent.registry;
+        let changes = node.engine.changes();
+        let other = deployed(&agent, "api").await.container;
+        assert!(matches!(revive(other).await, Revived::NotNow));
+        let keys = vec![web.key.clone()];
+        registry
+            .set_stop(keys.clone(), Some(stop), Vec::new())
+            .await
+            .unwrap();
+        assert!(matches!(
+            revive(web.container.clone()).await,
+            Revived::NotNow
+        ));
+        assert_eq!(node.engine.changes(), changes);
+        registry.set_stop(keys, None, Vec::new()).await.unwrap();
+        let revived = revive(web.container.clone()).await;
+        assert!(matches!(revived, Revived::Running(_)));
+        agent.kill().await;
+    });
+}
+
+#[test]
+fn what_the_agent_does_by_itself_gives_way_to_a_stop_that_comes_before_the_line() {
+    on_a_node(|node, agent| async move {
+        node.engine.lose_image("localhost/web:v2");
+        node.engine.hold_pulls(true);
+        let mut submission = agent.submission(Op::Deploy, "").await;
+        submission.order.trigger = Trigger::Auto;
+        let Taken::Feed(feed) = agent.deployer.submit(submission).await.unwrap() else {
+            panic!("it is new");
+        };
+        reaches(&feed, "pulling").await;
+        let stop = StopOverride {
+            by: "alice".to_owned(),
+            at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let keys = vec![deployed(&agent, "web").await.key];
+        let registry = &agent.registry;
+        registry
+            .set_stop(keys, Some(stop), Vec::new())
+            .await
+            .unwrap();
+        node.engine.hold_pulls(false);
+        assert_eq!(end(&feed).await.row.outcome, Some(Outcome::Aborted));
         agent.kill().await;
     });
 }

@@ -2,34 +2,40 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use mcp_agent::registry::{
     DeployedRow, DeploymentId, DeploymentRow, DeploymentState, Lookup, Outcome, Registry,
     StepPhase, StepRow, Trigger,
 };
-use mcp_spec::component::OnFailure;
+use mcp_spec::component::{OnFailure, Reconcile};
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerState, DesiredState, label};
 use mcp_spec::plan::{ActionKind, HoldChange, ServicePlan};
+use tokio::time::Instant;
 
 use super::{Known, Model, Open, is_beyond_the_line};
-use crate::engine::{Container, Engine};
+use crate::engine::{Container, Engine, State};
 
 /// What the registry says.
 struct Said {
-    rows: Vec<DeployedRow>,
+    /// `None` where the transaction has nothing to do with it.
+    rows: Option<Vec<DeployedRow>>,
     open: Vec<(DeploymentRow, Vec<StepRow>)>,
     quarantined: BTreeSet<(ComponentKey, Digest)>,
     ended: Vec<DeploymentRow>,
 }
 
 impl Model {
-    fn read(&self, registry: &Registry) -> Said {
+    fn read(&self, registry: &Registry, rows_too: bool) -> Said {
         self.looking.store(true, Ordering::Relaxed);
         let read = async {
-            let rows = registry.deployed_all().await.unwrap();
+            let rows = match rows_too {
+                true => Some(registry.deployed_all().await.unwrap()),
+                false => None,
+            };
             let mut open = Vec::new();
             for row in registry.unfinished().await.unwrap() {
                 let steps = registry.steps(row.id.clone()).await.unwrap();
@@ -62,13 +68,13 @@ impl Model {
 
     /// Rule 13, when the agent begins.
     pub(crate) fn begins(&self, registry: &Registry) {
-        let said = self.read(registry);
+        let said = self.read(registry, true);
         let known = self.known();
         let wrong = |what: &str| {
             self.trace
                 .violation(format!("what was written of {what} is not there any more"));
         };
-        if said.rows.iter().ne(known.rows.values()) {
+        if said.rows.iter().flatten().ne(known.rows.values()) {
             wrong("what is deployed");
         }
         if said.quarantined != known.quarantined {
@@ -92,12 +98,19 @@ impl Model {
         if write == "journal" {
             return self.journalled(registry);
         }
-        let said = self.read(registry);
+        // What else writes them is seen when the agent begins again.
+        let rows_too = !matches!(
+            write,
+            "admit" | "set_plan" | "set_state" | "cross_line" | "finish" | "append_events"
+        );
+        let said = self.read(registry, rows_too);
         {
             let mut known = self.known();
-            let rows = said.rows.into_iter().map(|row| (row.key.clone(), row));
-            let before = std::mem::replace(&mut known.rows, rows.collect());
-            self.judge_rows(engine, &known, &before, write);
+            if let Some(rows) = said.rows {
+                let rows = rows.into_iter().map(|row| (row.key.clone(), row));
+                let before = std::mem::replace(&mut known.rows, rows.collect());
+                self.judge_rows(engine, &known, &before, write);
+            }
             let commits = said.open.iter().filter(|(row, _)| {
                 let known = known.open.get(&row.id);
                 row.state == DeploymentState::Committed
@@ -279,6 +292,12 @@ impl Model {
             }
         };
         let excused = before.as_ref().is_some_and(|open| open.excused);
+        let troubled = before.as_ref().is_some_and(|open| open.troubled);
+        let crossed = match &before {
+            _ if crosses => Some(Instant::now()),
+            Some(before) => before.crossed,
+            None => None,
+        };
         let cancelled = before.as_ref().is_some_and(|open| open.cancelled);
         let mut harmed = before.map(|open| open.harmed).unwrap_or_default();
         if is_new_plan {
@@ -289,8 +308,10 @@ impl Model {
             row,
             plan,
             steps,
+            crossed,
             harmed,
             cancelled,
+            troubled,
             excused,
         };
         if is_new_plan || crosses {
@@ -299,7 +320,31 @@ impl Model {
         if crosses {
             self.judge_crossing(&known, &open);
         }
+        if open.row.state == DeploymentState::Compensating {
+            self.judge_patience(&open);
+        }
         known.open.insert(open.row.id.clone(), open);
+    }
+
+    /// Rule 11: a deadline counts from the line.
+    fn judge_patience(&self, open: &Open) {
+        let waited = open.crossed.map(|crossed| crossed.elapsed());
+        // What of it its stable time would still have taken.
+        let waited = waited.unwrap_or_default() + Duration::from_secs(11);
+        let spent = |step: &&StepRow| {
+            step.step == "fail"
+                && (step.data.contains("did not fit into the deadline")
+                    || step.data.contains("the job had not ended"))
+        };
+        if let Some(step) = open.steps.iter().find(spent)
+            && waited < open.plan.settings.deadline.as_duration()
+        {
+            self.trace.violation(format!(
+                "deployment {} gave up before its deadline: {}",
+                open.row.id.short(),
+                step.data
+            ));
+        }
     }
 
     /// Rule 11, when a deployment crosses the line.
@@ -334,6 +379,12 @@ impl Model {
     /// Rules 6, 7 and 9, when a plan is taken on and when it crosses the line.
     fn judge_plan(&self, engine: &Engine, known: &Known, open: &Open, crosses: bool) {
         let trigger = open.row.trigger;
+        if trigger == Trigger::Auto && open.plan.settings.reconcile != Reconcile::Auto {
+            self.trace.violation(format!(
+                "{} is deployed by the agent itself, and is an operator's to deploy",
+                open.row.service
+            ));
+        }
         for action in &open.plan.actions {
             let key = ComponentKey::new(open.row.service.clone(), action.component.clone());
             let wrong = |what: &str| {
@@ -410,6 +461,7 @@ impl Model {
             return;
         }
         let state = engine.state();
+        self.judge_leftovers(&known, &state, &open, row);
         let new = matches!(
             row.outcome,
             Some(Outcome::Deployed | Outcome::Unchanged | Outcome::Degraded)
@@ -470,6 +522,33 @@ impl Model {
                 .any(|c| c.runs() && c.key().as_ref() == Some(&key));
             if !runs {
                 wrong("nothing runs");
+            }
+        }
+    }
+
+    /// Rule 8: what was replaced is gone, and so is what was made in vain.
+    fn judge_leftovers(&self, known: &Known, state: &State, open: &Open, row: &DeploymentRow) {
+        if open.troubled || open.plan.settings.on_failure == OnFailure::Leave {
+            return;
+        }
+        for container in state.containers.values() {
+            let Some(key) = container.key().filter(|key| key.service == row.service) else {
+                continue;
+            };
+            let registered = known.rows.get(&key).map(|row| &row.container);
+            let is_before = open.action(&key.component).is_some_and(|action| {
+                let before = action.before.as_ref();
+                before.is_some_and(|before| before.container == container.live.id)
+            });
+            let in_vain = open.made(container) && !open.is_beyond_the_line();
+            let is_left = registered.is_some_and(|of| *of != container.live.id)
+                && (is_before || open.made(container));
+            if in_vain || is_left {
+                self.trace.violation(format!(
+                    "{} is left over by a deployment that ended {}",
+                    container.live.name,
+                    row.outcome.map_or("?", Outcome::as_str)
+                ));
             }
         }
     }

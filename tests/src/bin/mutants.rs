@@ -1,0 +1,289 @@
+//! Tries the mutations of `tests/mutations`: each is a small change that makes the agent wrong, and the
+//! simulation, the sweep or another test has to fail of it.
+//!
+//! All of them are put into one copy of the sources, each behind a switch (`MUTATED` in its text), so
+//! that one build serves them all. A mutation whose text is not found exactly once no longer applies, and
+//! is told.
+//!
+//! ```text
+//! make mutants                              all of them
+//! make mutants ARGS="--seeds 500 name..."   some
+//! ```
+
+#![expect(clippy::print_stdout, reason = "it tells what caught what")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// Seeds that each mutation is tried on, where nothing else is asked for.
+const SEEDS: u64 = 400;
+
+/// The longest that one run may take: a mutant may go round for ever.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// What tells a mutant that it is one; the name comes from outside.
+const SWITCH: &str = r#"
+/// Whether this mutation is switched on.
+#[must_use]
+pub fn mutated(name: &str) -> bool {
+    static ON: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    ON.get_or_init(|| std::env::var("MCP_MUTANT").ok()).as_deref() == Some(name)
+}
+"#;
+
+/// One change that makes the agent wrong.
+struct Mutation {
+    name: String,
+    says: String,
+    file: String,
+    find: String,
+    replace: String,
+}
+
+/// What a run said.
+struct Said {
+    passed: bool,
+    text: String,
+}
+
+fn main() -> Result<()> {
+    let mut seeds = SEEDS;
+    let mut wanted = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--seeds" => seeds = arguments.next().context("--seeds N")?.parse()?,
+            name => wanted.push(name.to_owned()),
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()?;
+    let mutations = read(&root.join("tests/mutations"))?;
+    for name in &wanted {
+        ensure!(
+            mutations.iter().any(|mutation| mutation.name == *name),
+            "there is no mutation {name}"
+        );
+    }
+    let place = root.join("target/mutants");
+    let gone = mutate(&root, &place.join("tree"), &mutations)?;
+    for name in &gone {
+        println!("{name}: NO LONGER APPLIES");
+    }
+    let tests = build(&place)?;
+    let healthy = try_on(&tests, "", seeds)?;
+    if let Some(why) = healthy {
+        bail!("without any mutation: {why}");
+    }
+    let mut missed = gone.len();
+    let mut report = "| change | what caught it |\n| --- | --- |\n".to_owned();
+    for mutation in &mutations {
+        let name = &mutation.name;
+        let is_wanted = wanted.is_empty() || wanted.contains(name);
+        if !is_wanted || gone.contains(name) {
+            continue;
+        }
+        let caught = try_on(&tests, name, seeds)?;
+        if caught.is_none() {
+            missed += 1;
+        }
+        let caught = caught.unwrap_or_else(|| "NOTHING".to_owned());
+        println!("{name}: {caught}");
+        writeln!(report, "| {} | {caught} |", mutation.says)?;
+        fs::write(place.join("report.md"), &report)?;
+    }
+    ensure!(
+        missed == 0,
+        "{missed} mutations do not apply or were not caught"
+    );
+    Ok(())
+}
+
+/// Reads the mutations of every file, in the order of the files.
+fn read(folder: &Path) -> Result<Vec<Mutation>> {
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    files.sort();
+    let mut found = Vec::new();
+    for file in files {
+        let table: toml::Table = fs::read_to_string(&file)?
+            .parse()
+            .with_context(|| file.display().to_string())?;
+        let list = table.get("mutation").and_then(toml::Value::as_array);
+        for entry in list.into_iter().flatten() {
+            let text = |name: &str| -> Result<String> {
+                let value = entry.get(name).and_then(toml::Value::as_str);
+                let value = value.with_context(|| format!("{}: {name}", file.display()))?;
+                Ok(value.to_owned())
+            };
+            found.push(Mutation {
+                name: text("name")?,
+                says: text("says")?,
+                file: text("file")?,
+                find: text("find")?,
+                replace: text("replace")?,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Makes the copy with all mutations in it; tells those that no longer apply. What did not change
+/// keeps its time, so that it is not built again.
+fn mutate(root: &Path, tree: &Path, mutations: &[Mutation]) -> Result<Vec<String>> {
+    let listed = Command::new("git")
+        .args([
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "-z",
+        ])
+        .current_dir(root)
+        .output()?;
+    ensure!(listed.status.success(), "git does not list the sources");
+    let mut files = BTreeMap::new();
+    for name in String::from_utf8(listed.stdout)?.split_terminator('\0') {
+        if let Ok(bytes) = fs::read(root.join(name)) {
+            files.insert(name.to_owned(), bytes);
+        }
+    }
+    let mut gone = Vec::new();
+    for mutation in mutations {
+        let switch = if mutation.file.starts_with("spec/") {
+            "crate::mutated"
+        } else {
+            "mcp_spec::mutated"
+        };
+        let switch = format!("{switch}(\"{}\")", mutation.name);
+        let text = files.get(&mutation.file).cloned().unwrap_or_default();
+        let text = String::from_utf8(text)?;
+        if text.matches(&mutation.find).count() != 1 {
+            gone.push(mutation.name.clone());
+            continue;
+        }
+        let mutated = text.replacen(
+            &mutation.find,
+            &mutation.replace.replace("MUTATED", &switch),
+            1,
+        );
+        files.insert(mutation.file.clone(), mutated.into_bytes());
+    }
+    files
+        .get_mut("spec/src/lib.rs")
+        .context("the sources have a spec")?
+        .extend(SWITCH.as_bytes());
+    for (name, bytes) in files {
+        let path = tree.join(name);
+        if fs::read(&path).is_ok_and(|there| there == bytes) {
+            continue;
+        }
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(path, bytes)?;
+    }
+    Ok(gone)
+}
+
+/// Builds the simulation and the unit tests of agent and spec; gives their programs by name.
+fn build(place: &Path) -> Result<BTreeMap<String, PathBuf>> {
+    let built = Command::new("cargo")
+        .args(["test", "--locked", "--no-run", "--message-format=json"])
+        .args(["-p", "mcp-tests", "--test", "simulation"])
+        .args(["-p", "mcp-agent", "-p", "mcp-spec", "--lib"])
+        .current_dir(place.join("tree"))
+        .env("CARGO_TARGET_DIR", place.join("target"))
+        // Switches come and go with the sources: half of what was built before is no help.
+        .env("CARGO_INCREMENTAL", "0")
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(built.status.success(), "the mutated sources do not compile");
+    let mut programs = BTreeMap::new();
+    for line in String::from_utf8(built.stdout)?.lines() {
+        let said: serde_json::Value = serde_json::from_str(line)?;
+        let (name, program) = (&said["target"]["name"], &said["executable"]);
+        if let (Some(name), Some(program)) = (name.as_str(), program.as_str()) {
+            programs.insert(name.to_owned(), PathBuf::from(program));
+        }
+    }
+    for name in ["simulation", "mcp_agent", "mcp_spec"] {
+        ensure!(programs.contains_key(name), "{name} was not built");
+    }
+    Ok(programs)
+}
+
+/// Runs what could catch a mutant, the simulation first; tells what did.
+fn try_on(tests: &BTreeMap<String, PathBuf>, mutant: &str, seeds: u64) -> Result<Option<String>> {
+    let simulation = run(&tests["simulation"], mutant, &["every_rule"], seeds)?;
+    if !simulation.passed {
+        let broken = simulation.text.lines().find(|line| {
+            line.strip_prefix("seed ")
+                .is_some_and(|rest| rest.contains(": "))
+        });
+        let broken = broken.unwrap_or("it did not come to an end");
+        return Ok(Some(format!("simulation, {broken}")));
+    }
+    for (name, program, filter) in [
+        ("sweep", "mcp_agent", vec!["deploy::tests::"]),
+        ("test", "mcp_spec", Vec::new()),
+        ("test", "mcp_agent", vec!["--skip", "deploy::tests::"]),
+    ] {
+        if mutant.is_empty() && name == "test" {
+            continue;
+        }
+        let said = run(&tests[program], mutant, &filter, seeds)?;
+        if !said.passed {
+            let failed = said
+                .text
+                .lines()
+                .find_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+            return Ok(Some(format!(
+                "{name} `{}`",
+                failed.unwrap_or("which did not come to an end")
+            )));
+        }
+    }
+    Ok(None)
+}
+
+fn run(program: &Path, mutant: &str, arguments: &[&str], seeds: u64) -> Result<Said> {
+    let mut output = tempfile::tempfile()?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("MCP_MUTANT", mutant)
+        .env("MCP_SIM_SEEDS", seeds.to_string())
+        .env("MCP_SIM_FAILURES", "1")
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .spawn()?;
+    let began = Instant::now();
+    let passed = loop {
+        if let Some(status) = child.try_wait()? {
+            break status.success();
+        }
+        if began.elapsed() > PATIENCE {
+            child.kill()?;
+            child.wait()?;
+            break false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let mut text = Vec::new();
+    std::io::Seek::rewind(&mut output)?;
+    std::io::Read::read_to_end(&mut output, &mut text)?;
+    Ok(Said {
+        passed,
+        text: String::from_utf8_lossy(&text).into_owned(),
+    })
+}
