@@ -152,8 +152,9 @@ pub struct RevisionStore {
     door: Mutex<()>,
     /// A flush has failed.
     in_doubt: CancellationToken,
+    /// The step that fails, and how.
     #[cfg(test)]
-    crash_before: Mutex<Option<door::Step>>,
+    crash_before: Mutex<Option<(door::Step, std::io::ErrorKind)>>,
 }
 
 #[derive(Debug, Default)]

@@ -254,8 +254,11 @@ impl RevisionStore {
         }
     }
 
-    /// Takes up a promotion that a full disk cut short.
+    /// Takes up a promotion that a full disk cut short. One that ended in doubt is for the next start.
     fn take_up(&self) {
+        if self.in_doubt.is_cancelled() {
+            return;
+        }
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if !matches!(state.trouble, Some(HighWaterTrouble::Interrupted { .. })) {
             return;
@@ -322,10 +325,10 @@ impl RevisionStore {
             .crash_before
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if crash == Some(step) {
-            return Err(ReceiveError::io("go on")(std::io::Error::other("crash")));
+        match crash {
+            Some((at, kind)) if at == step => Err(ReceiveError::io("go on")(kind.into())),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     #[cfg(not(test))]

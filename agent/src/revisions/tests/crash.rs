@@ -1,6 +1,6 @@
 //! A crash before each step of a promotion, and files that were lost or set back.
 
-use std::fs;
+use std::{fs, io};
 
 use super::super::door::Step;
 use super::super::{HighWaterTrouble, OpenError, ReceiveError, RevisionStore};
@@ -15,7 +15,7 @@ const STEPS: [Step; 5] = [
 ];
 
 fn crash(scene: &Scene, step: Step) {
-    *scene.store.crash_before.lock().unwrap() = Some(step);
+    *scene.store.crash_before.lock().unwrap() = Some((step, io::ErrorKind::Other));
     assert!(matches!(scene.push(), Err(ReceiveError::Io { .. })));
     // From the mark on the running agent stops taking changes, since the mark may be ahead.
     let stopped = !matches!(step, Step::MovePack | Step::MoveIndex);
@@ -73,6 +73,26 @@ fn crash_at_any_step_of_a_later_push_heals_and_healing_twice_changes_nothing() {
         assert_eq!(scene.store.head(), Some(tip));
         assert_eq!(scene.store.accepted_since(Some(first)).unwrap().len(), 2);
         scene.command("git", &["fsck", "--full"], &scene.store.repository());
+    }
+}
+
+#[test]
+fn push_that_met_a_full_disk_is_taken_up_by_the_next_one() {
+    for step in STEPS {
+        let mut scene = Scene::new();
+        scene.push().unwrap();
+        let tip = scene.commit(Some("kyle"), "second");
+        let fails = |kind| *scene.store.crash_before.lock().unwrap() = kind;
+        fails(Some((step, io::ErrorKind::StorageFull)));
+        assert!(matches!(scene.push(), Err(ReceiveError::Io { .. })));
+        assert!(!scene.store.in_doubt.is_cancelled(), "{step:?}");
+        fails(None);
+        scene.push().unwrap();
+        assert_eq!(scene.store.trouble(), None, "{step:?}");
+        assert_eq!(scene.store.head(), Some(tip), "{step:?}");
+        scene.restart();
+        assert_eq!(scene.store.head(), Some(tip), "{step:?}");
+        assert_eq!(scene.store.accepted_since(None).unwrap().len(), 2);
     }
 }
 
