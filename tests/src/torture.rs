@@ -22,9 +22,6 @@ pub use observer::{Doubled, Gap, Observer};
 /// The service that is tortured, and the node that it is on.
 const SERVICE: &str = "torture";
 
-/// The variable by which the observer knows the components.
-const VARIABLE: &str = "MCP_TORTURED";
-
 /// How long a node may take to be in order after a kill: a sweep of what is left over comes within
 /// seconds, a restart by the restart policy after ten, a killed dockerd takes its containers with it.
 const IN_ORDER: Duration = Duration::from_secs(120);
@@ -134,7 +131,7 @@ impl Torture {
             fleet,
             lane,
             dice: Dice(seed),
-            observer: Observer::start(VARIABLE),
+            observer: Observer::start(),
             stranger: stranger.trim().to_owned(),
             has_web: true,
             renamed: false,
@@ -153,9 +150,10 @@ impl Torture {
 
     fn write(&self) {
         let version = |at: usize| format!("v{}", self.versions[at]);
+        let variable = self.observer.variable();
         let calm = |name: &str| {
             format!(
-                "ready_for = \"300ms\"\nstop_timeout = \"2s\"\nenv = {{ {VARIABLE} = \"{name}\" }}\n"
+                "ready_for = \"300ms\"\nstop_timeout = \"2s\"\nenv = {{ {variable} = \"{name}\" }}\n"
             )
         };
         let api = format!(

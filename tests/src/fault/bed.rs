@@ -12,9 +12,6 @@ use crate::fleet::Fleet;
 use crate::torture::look::Look;
 use crate::torture::observer::Observer;
 
-/// The variable by which the observer knows the components.
-const VARIABLE: &str = "MCP_FAULTED";
-
 /// How long a node may take to be in order once a fault is lifted.
 pub const IN_ORDER: Duration = Duration::from_secs(120);
 
@@ -72,7 +69,7 @@ impl Bed {
             foreign: foreign(engine, name)?,
             fleet,
             proxy,
-            observer: Observer::start(&format!("{VARIABLE}_{}", name.replace('-', "_"))),
+            observer: Observer::start(),
             lane,
             engine,
             name: name.to_owned(),
@@ -98,7 +95,7 @@ impl Bed {
     }
 
     fn write(&self) {
-        let variable = format!("{VARIABLE}_{}", self.name.replace('-', "_"));
+        let variable = self.observer.variable();
         let components: Vec<String> = self
             .versions
             .iter()

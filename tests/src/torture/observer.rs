@@ -6,7 +6,7 @@
 //! anything.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -54,25 +54,38 @@ struct Sights {
 /// The observer; ends when it is dropped.
 #[derive(Debug)]
 pub struct Observer {
+    variable: String,
     sights: Arc<Mutex<Sights>>,
     ends: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Observer {
-    /// Watches the components whose first processes have `VARIABLE=COMPONENT` in their environment.
+    /// Watches the components whose first processes have the observer's variable in their environment,
+    /// with the component's name as its value.
     #[must_use]
-    pub fn start(variable: &str) -> Self {
+    pub fn start() -> Self {
+        // The kernel shows the processes of other observers' engines too.
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let variable = format!("MCP_OBSERVED_{}_{number}", std::process::id());
         let sights = Arc::new(Mutex::new(Sights::default()));
         let ends = Arc::new(AtomicBool::new(false));
         let marker = format!("{variable}=").into_bytes();
         let (seen, end) = (Arc::clone(&sights), Arc::clone(&ends));
         let thread = std::thread::spawn(move || watch(&marker, &seen, &end));
         Self {
+            variable,
             sights,
             ends,
             thread: Some(thread),
         }
+    }
+
+    /// The name of the variable, which no other observer has.
+    #[must_use]
+    pub fn variable(&self) -> &str {
+        &self.variable
     }
 
     /// The gaps that began at `since` or later, with those that have not ended.
