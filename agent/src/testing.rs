@@ -1,10 +1,12 @@
-//! What tests put in the place of the world: engines, and the pace of a simulation.
+//! What tests put in the place of the world: engines, the pace of a simulation, folders in memory.
 
 mod engine;
+mod memory;
 mod pace;
 mod witness;
 
 pub use engine::ScriptedEngine;
+pub use memory::memory_dir;
 pub(crate) use pace::pace;
 pub use pace::{Pace, Work, set_pace};
 pub(crate) use witness::witness;

@@ -17,6 +17,7 @@ use mcp_agent::auth::issuers::Issuers;
 use mcp_agent::config::Config;
 use mcp_agent::desired::Desired;
 use mcp_agent::revisions::{Limits, RevisionStore, TrustRoots};
+use mcp_agent::testing::memory_dir;
 use mcp_agent::trust_roots;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, NodeName};
@@ -110,7 +111,7 @@ pub(crate) fn config(data: &Path) -> Config {
 }
 
 fn make() -> Library {
-    let dir = super::scratch();
+    let dir = memory_dir();
     let node: NodeName = NODE.parse().unwrap();
     run(
         dir.path(),

@@ -38,8 +38,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use tempfile::TempDir;
-
 /// Seeds of one run where nothing else is asked for.
 const SEEDS: u64 = 2000;
 
@@ -48,14 +46,6 @@ const FAILURES: usize = 5;
 
 /// Lines of a failed seed's trace that are shown.
 const SHOWN: usize = 120;
-
-/// A directory that lies in memory where the machine has such a place: a simulation syncs often, and
-/// crashes of the machine are not what it simulates.
-fn scratch() -> TempDir {
-    tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .unwrap()
-}
 
 /// The commit that is tested, where git knows it.
 fn commit() -> String {

@@ -11,7 +11,7 @@ use mcp_agent::clock::Clock;
 use mcp_agent::random::Random;
 use mcp_agent::registry::Registry;
 use mcp_agent::revisions::RevisionStore;
-use mcp_agent::testing::{set_pace, set_witness};
+use mcp_agent::testing::{memory_dir, set_pace, set_witness};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -51,7 +51,7 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(seed: u64, engine: Arc<Engine>, history: Arc<History>) -> Self {
-        let data = super::scratch();
+        let data = memory_dir();
         copy(&history.template, data.path());
         let drive = drive(seed, 1, data.path());
         let begun = begin(seed, 1, &engine, &history, data.path(), &drive);

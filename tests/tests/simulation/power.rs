@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use mcp_agent::disk::Step;
-use mcp_agent::testing::Witness;
+use mcp_agent::testing::{Witness, memory_dir};
 use tempfile::TempDir;
 
 use super::dice::Dice;
@@ -92,7 +92,7 @@ impl Drive {
         life.engine
             .trace
             .line(|| "world: the power fails".to_owned());
-        let left = super::scratch();
+        let left = memory_dir();
         {
             let lasting = self.lasting();
             self.copy(&lasting, &self.root, left.path());

@@ -27,7 +27,7 @@ use crate::registry::{Registry, RevisionSource, Trigger};
 use crate::revisions::RevisionStore;
 use crate::revisions::tests::scene::{OWNER, Scene, node};
 use crate::runtime::Runtime;
-use crate::testing::{ScriptedEngine, set_pace};
+use crate::testing::{ScriptedEngine, memory_dir, set_pace};
 use crate::watch::{Busy, Watch};
 
 /// What an operator does.
@@ -68,11 +68,6 @@ pub(super) struct Node {
     pub(super) faults: Faults,
 }
 
-/// Memory where there is some: a sweep makes thousands of registries.
-pub(super) fn folder() -> TempDir {
-    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
-}
-
 impl Node {
     pub(super) fn new() -> Self {
         let scene = Scene::empty();
@@ -83,7 +78,7 @@ impl Node {
         engine.end_at_once("localhost/bad:v1", 1);
         Self {
             scene,
-            dir: folder(),
+            dir: memory_dir(),
             engine,
             faults: Faults::none(),
         }

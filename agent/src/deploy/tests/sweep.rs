@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use super::faults::{Fault, Faults, Faulty, Kind};
 use super::invariants::{Picture, broken};
-use super::node::{Agent, Node, Op, folder};
+use super::node::{Agent, Node, Op};
 use crate::desired::Desired;
 use crate::registry::{Lookup, Outcome};
 use crate::revisions::RevisionStore;
 use crate::revisions::tests::scene::node as shop_node;
-use crate::testing::{ScriptedEngine, set_pace};
+use crate::testing::{ScriptedEngine, memory_dir, set_pace};
 
 /// How a node came to where the operation starts.
 pub(super) enum Step {
@@ -62,7 +62,7 @@ async fn prepare(past: &[Step]) -> Template {
     Template {
         desired: Arc::new(Desired::new(shop_node(), revisions.clone())),
         revisions,
-        dir: folder(),
+        dir: memory_dir(),
         engine: node.engine.copy(),
         _node: node,
     }
@@ -105,7 +105,7 @@ async fn run(
     fault: Option<(usize, Fault)>,
     again: Option<(usize, Fault)>,
 ) -> Run {
-    let dir = folder();
+    let dir = memory_dir();
     copy(template.dir.path(), dir.path());
     let runtime = Faulty {
         engine: template.engine.copy(),
