@@ -82,7 +82,7 @@ async fn lines(runtime: &Arc<dyn Runtime>, container: &str) -> Vec<String> {
     };
     stream
         .take(LINES as usize)
-        .filter_map(async |line| line.ok())
+        .filter_map(|line| std::future::ready(line.ok()))
         .map(|line| {
             let cut = &line.line[..line.line.len().min(LINE_BYTES)];
             String::from_utf8_lossy(cut).into_owned()

@@ -109,7 +109,7 @@ event_retention = \"90d\"
 
 [policy]                   # what this node's owner allows, whatever a signer signs
 host_paths     = [{host_path}]   # binds lie at or beneath these
-privileged     = false     # of no effect yet, like devices: definitions cannot ask for them
+privileged     = false     # whether a definition may ask for `privileged = true`
 host_network   = false
 bridge_network = true
 devices        = []
