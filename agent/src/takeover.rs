@@ -15,7 +15,9 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, NodeName, ServiceName};
-use mcp_spec::observed::{ContainerState, DesiredState, LiveContainer, Observed, label};
+use mcp_spec::observed::{
+    ContainerId, ContainerState, DesiredState, LiveContainer, Observed, label,
+};
 use mcp_spec::plan::ServiceSettings;
 use mcp_spec::revision::CommitId;
 use tokio_util::sync::CancellationToken;
@@ -303,18 +305,20 @@ pub(crate) async fn strangers(
     snapshot: &Snapshot,
     rows: &[DeployedRow],
 ) -> Result<Vec<Arc<LiveContainer>>, RegistryError> {
+    let registered: BTreeSet<&ContainerId> = rows.iter().map(|row| &row.container).collect();
     let mut found = Vec::new();
     // Read when it is first needed: mostly there is nothing to look at.
     let mut forgotten = None;
     for live in snapshot.containers.values() {
+        // Nearly all are known, and a plan, a push and a status each come by here: asked first.
+        if registered.contains(&live.id) {
+            continue;
+        }
         let is_named = live.labels.get(label::NODE).map(String::as_str) == Some(node.as_str())
             && live
                 .claimed_key()
                 .is_some_and(|key| key.container_name() == live.name);
-        if is_named
-            && rows.iter().all(|row| row.container != live.id)
-            && !is_of_known_deployment(registry, live).await?
-        {
+        if is_named && !is_of_known_deployment(registry, live).await? {
             if forgotten.is_none() {
                 forgotten = Some(registry.forgotten().await?);
             }

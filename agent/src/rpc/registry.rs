@@ -1,6 +1,6 @@
 //! `mcp.v1.Registry`: what the agent knows, and what the engine says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -236,7 +236,7 @@ impl v1::registry_server::Registry for Registry {
             })
             .await
             .map_err(|error| status::registry(&error))?;
-        let registered: Vec<_> = view.rows.iter().map(|row| &row.container).collect();
+        let registered: BTreeSet<_> = view.rows.iter().map(|row| &row.container).collect();
         let forgotten = agent
             .registry
             .forgotten()
@@ -246,7 +246,7 @@ impl v1::registry_server::Registry for Registry {
             snapshot
                 .containers
                 .values()
-                .filter(|live| !registered.contains(&&live.id))
+                .filter(|live| !registered.contains(&live.id))
                 .filter(|live| {
                     !live.labels.contains_key(label::DEPLOYMENT) || forgotten.contains(&live.id)
                 })
