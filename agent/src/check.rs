@@ -2,10 +2,10 @@
 //!
 //! Nothing is changed: no file is made, no schema brought up to date.
 
-use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
+use std::{fs, io};
 
 use mcp_spec::signature::{DeniedKeys, OwnerKeys};
 
@@ -13,8 +13,8 @@ use crate::config::{Config, ConfigError};
 use crate::error_chain;
 use crate::lock::{DataDirLock, LockError};
 use crate::node::NodeFacts;
-use crate::registry::{SCHEMA, inspect, is_blank};
-use crate::revisions::RevisionStore;
+use crate::registry::{OpenError, RegistryFacts, SCHEMA, inspect, is_blank};
+use crate::revisions::{Inspection, RevisionStore};
 use crate::runtime::Runtime as _;
 use crate::runtime::docker::{DockerRuntime, EngineSocket};
 use crate::tls::Certificate;
@@ -88,8 +88,15 @@ pub async fn check(file: &Path) -> Vec<Row> {
     rows.push(tokens(&config));
     rows.push(owners(&config));
     rows.push(denied_keys(&config));
-    rows.push(repository(&config));
-    rows.push(registry(&config));
+    // Both are read whole, and once.
+    let database = config.database();
+    let facts = (!is_blank(&database)).then(|| inspect(&database));
+    // A registry that cannot be read has a row of its own.
+    let known = facts.as_ref().and_then(|facts| facts.as_ref().ok()?.head);
+    let found = RevisionStore::inspect(&config.data_dir, known);
+    let has_head = found.as_ref().is_ok_and(|found| found.head.is_some());
+    rows.push(repository(&config, found));
+    rows.push(registry(&config, facts, has_head));
     rows.push(engine(&config).await);
     rows.push(disk(&config));
     rows.extend(without_effect(&config));
@@ -237,7 +244,7 @@ fn denied_keys(config: &Config) -> Row {
 
 /// The repository and the high-water mark: all that was accepted is there, and all that the head holds can be
 /// read.
-fn repository(config: &Config) -> Row {
+fn repository(config: &Config, found: io::Result<Inspection>) -> Row {
     let name = "repository";
     let repo = config.repo();
     let shown = repo.display();
@@ -248,7 +255,7 @@ fn repository(config: &Config) -> Row {
             "restore a backup, or move it away, start the agent and push everything anew with mcp sync",
         );
     }
-    let found = match RevisionStore::inspect(&config.data_dir) {
+    let found = match found {
         Ok(found) => found,
         Err(error) => {
             return Row::bad(
@@ -258,11 +265,6 @@ fn repository(config: &Config) -> Row {
             );
         }
     };
-    // A registry that cannot be read has a row of its own.
-    let known = inspect(&config.database())
-        .ok()
-        .and_then(|facts| facts.head);
-    let found = found.against(&config.data_dir, known);
     if let Some(damage) = found.damage {
         return Row::bad(
             name,
@@ -284,14 +286,17 @@ fn repository(config: &Config) -> Row {
     Row::good(name, format!("{shown}, {head}"))
 }
 
-fn registry(config: &Config) -> Row {
+/// The registry; `None` where there is none, which is in order as long as nothing was accepted.
+fn registry(
+    config: &Config,
+    facts: Option<Result<RegistryFacts, OpenError>>,
+    has_head: bool,
+) -> Row {
     let name = "registry";
     let file = config.database();
     let shown = file.display();
-    if is_blank(&file) {
-        let is_lost = RevisionStore::inspect(&config.data_dir)
-            .is_ok_and(|repository| repository.head.is_some());
-        return if is_lost {
+    let Some(facts) = facts else {
+        return if has_head {
             Row::bad(
                 name,
                 format!("{shown} is gone"),
@@ -300,8 +305,8 @@ fn registry(config: &Config) -> Row {
         } else {
             Row::good(name, "none yet: the agent makes it at its start")
         };
-    }
-    match inspect(&file) {
+    };
+    match facts {
         Ok(facts) => {
             let is_older = facts.schema < SCHEMA;
             let detail = format!(

@@ -96,7 +96,7 @@ pub fn show(config: &Config) -> Result<TrustState, TrustError> {
             .map_err(|error| error.to_string())
     };
     let known = registry.as_ref().ok().copied().flatten();
-    let repository = RevisionStore::inspect(&config.data_dir)?.against(&config.data_dir, known);
+    let repository = RevisionStore::inspect(&config.data_dir, known)?;
     Ok(TrustState {
         repository,
         registry,

@@ -33,24 +33,6 @@ pub struct Inspection {
     pub damage: Option<String>,
 }
 
-impl Inspection {
-    /// The same, held against the head that the registry knows.
-    #[must_use]
-    pub fn against(mut self, data_dir: &Path, known: Option<CommitId>) -> Self {
-        let accepted = AcceptedLog::read(data_dir).unwrap_or_default();
-        if let Some(known) = known
-            && self.trouble.is_none()
-            && !accepted.contains(known)
-        {
-            self.trouble = Some(HighWaterTrouble::SetBack {
-                known,
-                head: self.head,
-            });
-        }
-        self
-    }
-}
-
 impl RevisionStore {
     /// How far the node of `present` has come, where the accepted commits in `restored` do not hold it:
     /// by its mark, or by what it accepted last where the mark is lost.
@@ -67,12 +49,13 @@ impl RevisionStore {
         Ok(come.filter(|commit| !accepted.contains(*commit)))
     }
 
-    /// Reads head, mark, all accepted commits and all that the head holds.
+    /// Reads head, mark, all accepted commits and all that the head holds. `known` is the head that the
+    /// registry knows; a repository that lacks it was set back.
     ///
     /// # Errors
     ///
     /// Where the data directory cannot be read; what is wrong in it is told in the [`Inspection`].
-    pub fn inspect(data_dir: &Path) -> io::Result<Inspection> {
+    pub fn inspect(data_dir: &Path, known: Option<CommitId>) -> io::Result<Inspection> {
         let repository = data_dir.join("repo.git");
         let mut found = Inspection::default();
         match durable::read_head(&repository) {
@@ -116,6 +99,11 @@ impl RevisionStore {
         };
         if found.damage.is_none() {
             found.damage = damage(&repository, &accepted, head, found.trouble.as_ref())?;
+        }
+        if found.trouble.is_none()
+            && let Some(known) = known.filter(|known| !accepted.contains(*known))
+        {
+            found.trouble = Some(HighWaterTrouble::SetBack { known, head });
         }
         Ok(found)
     }
