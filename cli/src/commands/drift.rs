@@ -7,7 +7,7 @@ use mcp_spec::name::Target;
 
 use super::place::{self, Placed};
 use super::rows;
-use crate::client;
+use crate::client::{self, Answer};
 use crate::context::Context;
 use crate::error::{Exit, Outcome};
 use crate::output::plan::path;
@@ -42,15 +42,11 @@ enum Command {
     Accept(accept::Args),
 }
 
-/// Carries it out.
-pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
-    if let Some(Command::Accept(args)) = args.command {
-        return accept::run(context, args).await;
-    }
-    let placed = place::place(context, &args.targets).await?;
-    let answers = client::ask(
+/// What differs, a node at a time.
+async fn drifted(context: &Context, placed: &[Placed<'_>]) -> Vec<Answer<v1::ListResponse>> {
+    client::ask(
         context,
-        &placed,
+        placed,
         |placed: &Placed<'_>| placed.node,
         async |client, placed| {
             let mut list = client
@@ -63,7 +59,16 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
             Ok(list)
         },
     )
-    .await;
+    .await
+}
+
+/// Carries it out.
+pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
+    if let Some(Command::Accept(args)) = args.command {
+        return accept::run(context, args).await;
+    }
+    let placed = place::place(context, &args.targets).await?;
+    let answers = drifted(context, &placed).await;
     if context.out.is_table() {
         let mut table = Table::with_header(&[
             "NODE",

@@ -10,9 +10,9 @@ use mcp_spec::name::{ComponentKey, ComponentName, ServiceName, Target};
 use serde::Serialize;
 use toml_edit::{Array, InlineTable, Item, TableLike, Value};
 
-use crate::client;
+use super::drifted;
 use crate::commands::definition_text::{DefinitionText, set};
-use crate::commands::place::{self, Placed};
+use crate::commands::place;
 use crate::commands::{repository, rows};
 use crate::context::Context;
 use crate::error::{Exit, Failure, Outcome};
@@ -61,21 +61,7 @@ enum Taken {
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     repository::open(context)?;
     let placed = place::place(context, &args.targets).await?;
-    let answers = client::ask(
-        context,
-        &placed,
-        |placed: &Placed<'_>| placed.node,
-        async |client, placed| {
-            let mut list = client
-                .get_drift(v1::DriftRequest {
-                    targets: placed.wire(),
-                })
-                .await?;
-            list.components.retain(|one| !one.drift.is_empty());
-            Ok(list)
-        },
-    )
-    .await;
+    let answers = drifted(context, &placed).await;
     let mut files: BTreeMap<ServiceName, DefinitionText> = BTreeMap::new();
     let mut documents = Vec::new();
     let mut refused = false;
