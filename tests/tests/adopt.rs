@@ -30,6 +30,12 @@ fn inspected(engine: &Engine, name: &str) -> ContainerInspectResponse {
 }
 
 #[track_caller]
+fn is_running(engine: &Engine, name: &str) -> bool {
+    let state = inspected(engine, name).state;
+    state.and_then(|state| state.running).unwrap()
+}
+
+#[track_caller]
 fn run_of(engine: &Engine, name: &str) -> Run {
     let found = inspected(engine, name);
     let state = found.state.unwrap();
@@ -195,13 +201,7 @@ fn adopted_container_is_put_back_where_the_new_one_fails(lane: Lane) {
     fleet.mcp(&["sync"]).ok();
     fleet.mcp(&["deploy", "putback"]).ok();
     assert!(engine.inspect("old-thing").unwrap().is_none());
-    assert!(
-        inspected(engine, "putback-api")
-            .state
-            .unwrap()
-            .running
-            .unwrap()
-    );
+    assert!(is_running(engine, "putback-api"));
 }
 
 fn adopted_as_it_is_is_deployed_without_a_touch(lane: Lane) {
@@ -373,13 +373,7 @@ fn stopped_container_is_adopted_as_stopped(lane: Lane) {
     assert_eq!(text(&listed, "desired_state"), "stopped", "{listed}");
     assert_eq!(text(&listed, "observed_state"), "stopped");
     fleet.mcp(&["status", "--exit-code"]).ok();
-    assert!(
-        !inspected(engine, "asleep-api")
-            .state
-            .unwrap()
-            .running
-            .unwrap()
-    );
+    assert!(!is_running(engine, "asleep-api"));
 }
 
 fn restart_policy_of_the_engine_is_not_fought(lane: Lane) {
@@ -397,13 +391,7 @@ fn restart_policy_of_the_engine_is_not_fought(lane: Lane) {
     assert!(listed["drift"].to_string().contains("state"), "{listed}");
     fleet.mcp(&["status", "--exit-code"]).exits(2);
     fleet.mcp(&["drift", "accept", "policy"]).exits(1);
-    assert!(
-        !inspected(engine, "policy-api")
-            .state
-            .unwrap()
-            .running
-            .unwrap()
-    );
+    assert!(!is_running(engine, "policy-api"));
 }
 
 fn live_value_is_accepted_into_the_definition(lane: Lane) {

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use mcp_spec::plan::{ActionKind, Options, Reason};
 
-use super::node::{Agent, Node, Op, shop};
+use super::node::{Agent, Node, Op, on_paused_time, shop};
 use crate::planning::Wish;
 use crate::registry::{DeploymentState, EventQuery, Outcome};
-use crate::testing::set_pace;
 
 const SHOP: &str = "services/shop.toml";
 
@@ -22,17 +21,11 @@ ready_for = "1s"
 "#;
 
 fn on_a_node<F: Future<Output = ()>>(test: impl FnOnce(Node) -> F) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    on_paused_time(async {
         let node = Node::new();
         node.push(&[(SHOP, ONE)]);
         test(node).await;
     });
-    set_pace(None);
 }
 
 /// What the agent by itself would do to `web`.

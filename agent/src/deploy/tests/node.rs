@@ -60,6 +60,19 @@ pub(super) fn shop() -> ServiceName {
     "shop".parse().unwrap()
 }
 
+/// Runs a test on a clock of its own, which goes on only while nothing can be done, and forgets the pace of
+/// its agents.
+pub(super) fn on_paused_time<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let ended = runtime.block_on(test);
+    set_pace(None);
+    ended
+}
+
 /// What stays when an agent is killed.
 pub(super) struct Node {
     pub(super) scene: Scene,

@@ -7,9 +7,8 @@ use tokio::time::sleep;
 
 use super::super::{Cancelled, Ended, Feed, SubmitError, Taken};
 use super::invariants::{Picture, broken};
-use super::node::{Agent, Node, Op};
+use super::node::{Agent, Node, Op, on_paused_time};
 use crate::registry::{DeployedRow, Outcome, StopOverride, Trigger};
-use crate::testing::set_pace;
 use crate::watch::{Revive, Revived};
 
 const SHOP: &str = "services/shop.toml";
@@ -25,12 +24,7 @@ fn on_a_node<F>(test: impl FnOnce(Node, Agent) -> F)
 where
     F: Future<Output = ()>,
 {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    on_paused_time(async {
         let node = Node::new();
         node.push(&[(SHOP, &version("v1"))]);
         let agent = node.agent().await;
@@ -42,7 +36,6 @@ where
         sleep(Duration::from_secs(1)).await;
         test(node, agent).await;
     });
-    set_pace(None);
 }
 
 async fn submit(agent: &Agent, op: Op) -> Arc<Feed> {

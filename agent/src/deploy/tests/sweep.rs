@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use super::faults::{Fault, Faults, Faulty, Kind};
 use super::invariants::{Picture, broken};
-use super::node::{Agent, Node, Op};
+use super::node::{Agent, Node, Op, on_paused_time};
 use crate::desired::Desired;
 use crate::registry::{Lookup, Outcome};
 use crate::revisions::RevisionStore;
 use crate::revisions::tests::scene::node as shop_node;
-use crate::testing::{ScriptedEngine, memory_dir, set_pace};
+use crate::testing::{ScriptedEngine, memory_dir};
 
 /// How a node came to where the operation starts.
 pub(super) enum Step {
@@ -199,13 +199,7 @@ async fn run(
 
 /// Sweeps a scenario.
 pub(super) fn sweep(scenario: &Scenario) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    let (runs, wrong) = runtime.block_on(sweep_all(scenario));
-    set_pace(None);
+    let (runs, wrong) = on_paused_time(sweep_all(scenario));
     let shown: Vec<&str> = wrong.iter().take(30).map(String::as_str).collect();
     assert!(
         wrong.is_empty(),
