@@ -13,7 +13,7 @@ use mcp_spec::name::{ComponentKey, NodeName, ServiceName, Target};
 use mcp_spec::observed::ImageId;
 use mcp_spec::plan::{
     LifecycleInput, Options, Plan, PlanInput, Purpose, ServicePlan, ServiceSettings, Wanted,
-    WantedService, plan, plan_purge, plan_restart, plan_start, plan_stop,
+    WantedService, plan, plan_bring_back, plan_purge, plan_restart, plan_start, plan_stop,
 };
 use mcp_spec::policy::Policy;
 use mcp_spec::revision::CommitId;
@@ -309,6 +309,29 @@ impl Planner {
             Lifecycle::Stop => plan_stop(&input, services),
             Lifecycle::Restart => plan_restart(&input, services),
         };
+        Ok(Planned {
+            plan,
+            purpose: None,
+            restores: BTreeMap::new(),
+        })
+    }
+
+    /// Plans what brings back what an emptied engine took along, on a list that is asked for now.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError`].
+    pub async fn bring_back(&self, lost: &BTreeSet<ComponentKey>) -> Result<Planned, PlanError> {
+        // A failed look leaves unknowns behind, from which nothing follows.
+        drop(self.watch.fresh().await);
+        let facts = self.facts().await?;
+        let newest = || {
+            let rows = facts.rows.iter().filter(|row| lost.contains(&row.key));
+            rows.map(|row| row.revision).next()
+        };
+        let revision = self.revisions.head().or_else(newest);
+        let revision = revision.ok_or(PlanError::NoRevision)?;
+        let plan = plan_bring_back(&self.lifecycle_input(revision, &facts), lost);
         Ok(Planned {
             plan,
             purpose: None,

@@ -16,19 +16,20 @@ use std::time::Duration;
 use mcp_spec::component::{Reconcile, ServiceSpec};
 use mcp_spec::definition::DesiredSet;
 use mcp_spec::image::Digest;
-use mcp_spec::name::{ComponentName, ServiceName, Target};
+use mcp_spec::name::{ComponentKey, ComponentName, ServiceName, Target};
 use mcp_spec::plan::{ActionKind, Options, Purpose, Reason, ServicePlan};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+mod emptied;
 mod ledger;
 
-use self::ledger::{Attempt, Bounds, Ledger, Moment, Repair, wanted};
+use self::ledger::{Attempt, Bounds, Ledger, Moment, Repair, as_it_was, wanted};
 use crate::Agent;
 use crate::blocking::blocking;
-use crate::deploy::{Ended, Order, Submission, Taken};
+use crate::deploy::{Ended, Order, Replan, Submission, Taken};
 use crate::planning::Wish;
 use crate::registry::{Outcome, Reconciled, Trigger};
 
@@ -116,7 +117,13 @@ impl Reconciling {
         if !self.agent.watch.current().engine_answers() {
             return;
         }
+        let mut lost = emptied::lost(&self.agent).await;
         let Some(head) = self.head().await else {
+            // Nothing is known to be automatic: all is brought back as it was.
+            if !lost.is_empty() {
+                self.read().await;
+                self.bring_back(lost);
+            }
             return;
         };
         let automatic = |service: &&ServiceSpec| service.reconcile == Reconcile::Auto;
@@ -126,7 +133,10 @@ impl Reconciling {
             .filter(automatic)
             .map(|service| service.name.clone())
             .collect();
-        if services.is_empty() && self.has_read && self.ledger.is_empty() {
+        // The automatic ones go to the head.
+        lost.retain(|service, _| !services.contains(service));
+        self.ledger.set_lost(lost.keys().cloned().collect());
+        if services.is_empty() && lost.is_empty() && self.has_read && self.ledger.is_empty() {
             return;
         }
         self.read().await;
@@ -144,6 +154,32 @@ impl Reconciling {
         for plan in plans.into_iter().flatten() {
             self.begin(plan, &head, moment.now);
         }
+        self.bring_back(lost);
+    }
+
+    /// Begins to bring back what an emptied engine took along, where it may be tried now.
+    fn bring_back(&mut self, lost: BTreeMap<ServiceName, BTreeSet<ComponentKey>>) {
+        for (service, lost) in lost {
+            if !self.is_free(&service, Instant::now()) {
+                continue;
+            }
+            let agent = Arc::clone(&self.agent);
+            let ending = Arc::clone(&self.ending);
+            self.under_way.insert(service.clone());
+            self.attempts.spawn(async move {
+                let tried = emptied::attempt(&agent, &service, lost).await;
+                ending.notify_one();
+                (service, tried.map(|attempt| (as_it_was(), attempt)))
+            });
+        }
+    }
+
+    /// Whether an attempt at a service may be made now.
+    fn is_free(&self, service: &ServiceName, now: Instant) -> bool {
+        self.ledger.may_try(service, now)
+            && !self.agent.busy.is_busy(service)
+            && !self.under_way.contains(service)
+            && self.attempts.len() < SIDE_BY_SIDE
     }
 
     /// Takes in what the registry has, unless it has yet to learn what the memory has.
@@ -186,10 +222,7 @@ impl Reconciling {
         let name = plan.service.clone();
         let waiting = self.ledger.waiting(&name, now);
         leave_out(&mut plan, &waiting);
-        let is_free = self.ledger.may_try(&name, now)
-            && !self.agent.busy.is_busy(&name)
-            && !self.under_way.contains(&name)
-            && self.attempts.len() < SIDE_BY_SIDE;
+        let is_free = self.is_free(&name, now);
         let Some(service) = head.services.get(&name).filter(|_| is_free) else {
             return;
         };
@@ -295,10 +328,6 @@ async fn attempt(
     waiting: BTreeSet<ComponentName>,
 ) -> Option<Attempt> {
     let name = &service.name;
-    let failed = |failure: String| Attempt {
-        failure: Some(failure),
-        repairs: Vec::new(),
-    };
     let wish = wish(vec![name.clone()]);
     let planned = match agent.planner.deploy(&wish).await {
         Ok(planned) => planned,
@@ -330,6 +359,33 @@ async fn attempt(
             })
         })
         .collect();
+    let planner = agent.planner.clone();
+    let replan: Replan = Box::new(move || {
+        let (planner, wish, waiting) = (planner.clone(), wish.clone(), waiting.clone());
+        Box::pin(async move {
+            let planned = planner.deploy(&wish).await;
+            let mut part = planned
+                .map_err(|error| error.to_string())?
+                .into_part()
+                .ok_or_else(|| "nothing is left to do".to_owned())?;
+            leave_out(&mut part.plan, &waiting);
+            Ok(part)
+        })
+    });
+    let purpose = Some(Purpose::Auto);
+    carry_out(agent, plan, plan_id, purpose, replan, repairs).await
+}
+
+/// Has a plan of the agent's own deployed; `None` where another deployment took its place.
+async fn carry_out(
+    agent: &Agent,
+    plan: ServicePlan,
+    plan_id: Digest,
+    purpose: Option<Purpose>,
+    replan: Replan,
+    repairs: Vec<Repair>,
+) -> Option<Attempt> {
+    let service = plan.service.clone();
     let signer = agent
         .registry
         .revision(plan.revision)
@@ -337,14 +393,13 @@ async fn attempt(
         .ok()
         .flatten()
         .map(|revision| revision.signer);
-    let planner = agent.planner.clone();
     let submission = Submission {
         plan,
         plan_id,
         order: Order {
             actor: "agent".to_owned(),
             trigger: Trigger::Auto,
-            purpose: Some(Purpose::Auto),
+            purpose,
             volumes: false,
             restores: BTreeMap::new(),
         },
@@ -352,18 +407,7 @@ async fn attempt(
         request_digest: Digest::of(b"auto"),
         component: None,
         signer,
-        replan: Box::new(move || {
-            let (planner, wish, waiting) = (planner.clone(), wish.clone(), waiting.clone());
-            Box::pin(async move {
-                let planned = planner.deploy(&wish).await;
-                let mut part = planned
-                    .map_err(|error| error.to_string())?
-                    .into_part()
-                    .ok_or_else(|| "nothing is left to do".to_owned())?;
-                leave_out(&mut part.plan, &waiting);
-                Ok(part)
-            })
-        }),
+        replan,
     };
     let ended = match agent.deployer.submit(submission).await {
         Ok(Taken::Feed(feed)) => tokio::select! {
@@ -374,11 +418,19 @@ async fn attempt(
         },
         Ok(Taken::Ended(ended)) => ended,
         Err(error) => {
-            tracing::warn!(service = %name, %error, "cannot reconcile");
+            tracing::warn!(%service, %error, "cannot reconcile");
             return Some(failed(error.to_string()));
         }
     };
     outcome(&ended, repairs)
+}
+
+/// An attempt that touched nothing.
+fn failed(failure: String) -> Attempt {
+    Attempt {
+        failure: Some(failure),
+        repairs: Vec::new(),
+    }
 }
 
 /// What an ended deployment says of the attempt that it was; `None` where another took its place.

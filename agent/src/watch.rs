@@ -11,6 +11,7 @@
 mod busy;
 mod component;
 mod current;
+mod emptied;
 mod exits;
 mod flapping;
 mod health;

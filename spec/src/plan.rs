@@ -31,7 +31,9 @@ mod tests;
 pub use action::{Action, ActionKind, After, Before, HoldChange};
 pub use adopted::AUTO_REMOVE;
 pub use decide::plan;
-pub use lifecycle::{LifecycleInput, plan_purge, plan_restart, plan_start, plan_stop};
+pub use lifecycle::{
+    LifecycleInput, plan_bring_back, plan_purge, plan_restart, plan_start, plan_stop,
+};
 pub use reason::Reason;
 
 /// A component as the agent deployed it and keeps it in its registry.
@@ -59,6 +61,9 @@ pub struct Deployed {
     pub baseline: BTreeMap<String, String>,
     /// How many starts by the restart policy were spent.
     pub restarts: u32,
+    /// It had ended for good, by its restart policy, when it was seen last.
+    #[serde(default)]
+    pub ended: bool,
     /// Of a container that was taken over: in what it departs from one that is made from its spec.
     pub adopted: Option<Vec<FieldChange>>,
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use mcp_spec::component::{ComponentSpec, OnFailure};
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerId, LiveContainer, label};
-use mcp_spec::plan::{Action, Purpose, ServicePlan};
+use mcp_spec::plan::{Action, Purpose, Reason, ServicePlan};
 use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -145,6 +145,14 @@ impl Execution {
         self.order.purpose == Some(Purpose::Deploy) && self.order.trigger == Trigger::Deploy
     }
 
+    /// Whether components are brought back that an emptied engine took along.
+    pub(super) fn brings_back(&self) -> bool {
+        self.plan
+            .actions
+            .iter()
+            .any(|action| action.reason == Reason::EngineEmptied)
+    }
+
     /// Whether an image that is gone may not be replaced by what its tag stands for now.
     pub(super) fn must_be_the_same_bytes(&self) -> bool {
         matches!(
@@ -263,7 +271,8 @@ impl Execution {
 
     /// Whether a failed component is left as it is, for a look.
     pub(super) fn leaves_failures(&self) -> bool {
-        self.plan.settings.on_failure == OnFailure::Leave
+        // Of what is brought back one that fails takes none of the others down.
+        (self.plan.settings.on_failure == OnFailure::Leave || self.brings_back())
             && !matches!(self.order.trigger, Trigger::Stop | Trigger::Purge)
     }
 

@@ -35,6 +35,16 @@ pub(super) enum PartFailure {
         /// The recorded id.
         id: String,
     },
+    /// What is brought back has to be what it was, and its name stands for something else now.
+    #[error("image {image} is {found} now, and {recorded} was deployed")]
+    ImageOther {
+        /// The reference.
+        image: String,
+        /// What was deployed.
+        recorded: String,
+        /// What its name stands for.
+        found: String,
+    },
     /// A bind's source is missing.
     #[error("bind source {path} does not exist")]
     SourceMissing {
@@ -147,6 +157,9 @@ impl PartFailure {
                 "load the image on the node, or allow a pull with `pull = \"missing\"`"
             }
             Self::ImageLost { .. } => "deploy the head, or load the image on the node again",
+            Self::ImageOther { .. } => {
+                "deploy the service by hand to take the new image, or load the recorded one on the node"
+            }
             Self::SourceMissing { .. } => "create it on the node, or use a named volume",
             Self::Engine {
                 source: RuntimeError::PortTaken { .. },

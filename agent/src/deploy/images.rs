@@ -72,6 +72,9 @@ async fn resolve(
         {
             return Ok(facts);
         }
+        if execution.brings_back() {
+            return bring_back(execution, component, image, id, never).await;
+        }
         // The recorded image is gone. Only a reference that names its digest brings the same bytes.
         if image.digest().is_none() {
             let now = runtime
@@ -103,11 +106,68 @@ async fn resolve(
             image: image.to_string(),
         });
     }
+    pull(execution, component, image).await
+}
+
+/// The image of a component that an emptied engine took along, its recorded image with it: by its name,
+/// and the same one only.
+async fn bring_back(
+    execution: &Execution,
+    component: &ComponentName,
+    image: &ImageRef,
+    recorded: &ImageId,
+    never: bool,
+) -> Result<ImageFacts, PartFailure> {
+    let digest = execution
+        .old
+        .get(component)
+        .and_then(|row| row.image_digest);
+    let is_the_same =
+        |facts: &ImageFacts| facts.id == *recorded || (digest.is_some() && facts.digest == digest);
+    let here = execution
+        .context
+        .runtime
+        .image(image)
+        .await
+        .map_err(|source| PartFailure::Engine {
+            doing: "looking for the image",
+            source,
+        })?;
+    match here {
+        Some(facts) if is_the_same(&facts) => return Ok(facts),
+        _ if !never => {}
+        _ => {
+            return Err(PartFailure::ImageAbsent {
+                image: image.to_string(),
+            });
+        }
+    }
+    let pulled = pull(execution, component, image).await?;
+    if is_the_same(&pulled) {
+        return Ok(pulled);
+    }
+    Err(PartFailure::ImageOther {
+        image: image.to_string(),
+        recorded: digest.map_or_else(|| recorded.to_string(), |digest| digest.to_string()),
+        found: match (digest, pulled.digest) {
+            (Some(_), Some(found)) => found.to_string(),
+            _ => pulled.id.to_string(),
+        },
+    })
+}
+
+async fn pull(
+    execution: &Execution,
+    component: &ComponentName,
+    image: &ImageRef,
+) -> Result<ImageFacts, PartFailure> {
     execution
         .feed
         .tell(Some(component), "pulling", image.to_string());
     let feed = execution.feed.clone();
-    let pulled = runtime
+    execution
+        .context
+        .runtime
         .pull(image, &|progress| {
             feed.tell_counted(
                 Some(component),
@@ -118,8 +178,10 @@ async fn resolve(
             );
         })
         .await
-        .map_err(engine("pulling the image"))?;
-    Ok(pulled)
+        .map_err(|source| PartFailure::Engine {
+            doing: "pulling the image",
+            source,
+        })
 }
 
 /// The name that keeps an image.

@@ -8,7 +8,7 @@ use mcp_spec::observed::{ContainerId, Observed, label};
 use mcp_spec::plan::{Deployed, Obstacle, ServiceSettings};
 
 use super::{PlanError, Planner};
-use crate::registry::DeployedRow;
+use crate::registry::{DeployedRow, ObservedRow};
 use crate::takeover::{is_alive, strangers};
 use crate::watch::Snapshot;
 
@@ -33,8 +33,8 @@ impl Planner {
                 self.watch.current()
             }
         };
-        let restarts: BTreeMap<&ComponentKey, u32> =
-            seen.iter().map(|row| (&row.key, row.restarts)).collect();
+        let seen: BTreeMap<&ComponentKey, &ObservedRow> =
+            seen.iter().map(|row| (&row.key, row)).collect();
         let mut departures = if rows.iter().any(|row| row.adopted) {
             self.registry.departures().await?
         } else {
@@ -46,7 +46,8 @@ impl Planner {
         for row in &rows {
             settings.insert(row.key.service.clone(), row.settings);
             observed.insert(row.key.clone(), snapshot.of_container(&row.container));
-            let mut known = deployed_of(row, restarts.get(&row.key).copied().unwrap_or(0));
+            let mut known = deployed_of(row, seen.get(&row.key).map_or(0, |seen| seen.restarts));
+            known.ended = seen.get(&row.key).is_some_and(|seen| seen.has_ended(row));
             known.adopted = row
                 .adopted
                 .then(|| departures.remove(&row.key).unwrap_or_default());
@@ -129,6 +130,7 @@ pub fn deployed_of(row: &DeployedRow, restarts: u32) -> Deployed {
         held_at: row.hold.as_ref().map(|hold| hold.revision),
         baseline: row.baseline.clone(),
         restarts,
+        ended: false,
         adopted: row.adopted.then(Vec::new),
     }
 }

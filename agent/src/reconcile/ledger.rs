@@ -111,6 +111,13 @@ pub(super) struct Ledger {
     bounds: Bounds,
     pauses: BTreeMap<ServiceName, Pause>,
     repairs: BTreeMap<ComponentKey, Repairs>,
+    /// Services that an emptied engine lost, and that are brought back as they were.
+    lost: BTreeSet<ServiceName>,
+}
+
+/// What stands for what is wanted of a service that is brought back as it was.
+pub(super) fn as_it_was() -> Digest {
+    Digest::of(b"as it was deployed")
 }
 
 /// What the head wants of a service, in one digest.
@@ -154,7 +161,13 @@ impl Ledger {
             bounds,
             pauses: BTreeMap::new(),
             repairs: BTreeMap::new(),
+            lost: BTreeSet::new(),
         }
+    }
+
+    /// Takes in which services are to be brought back as they were.
+    pub(super) fn set_lost(&mut self, lost: BTreeSet<ServiceName>) {
+        self.lost = lost;
     }
 
     /// Whether nothing is remembered.
@@ -206,7 +219,11 @@ impl Ledger {
             (service.reconcile == Reconcile::Auto).then_some(service)
         };
         self.pauses.retain(|service, pause| {
-            let same = automatic(service).is_some_and(|spec| wanted(spec) == pause.row.wanted);
+            let same = if self.lost.contains(service) {
+                pause.row.wanted == as_it_was()
+            } else {
+                automatic(service).is_some_and(|spec| wanted(spec) == pause.row.wanted)
+            };
             if !same {
                 changes.no_pauses.push(service.clone());
             }

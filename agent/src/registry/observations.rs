@@ -1,6 +1,7 @@
 //! What was last seen of each deployed component.
 
 use jiff::Timestamp;
+use mcp_spec::component::Restart;
 use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::ObservedState;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::column::{At, Json, at, at_option, json, parsed, parsed_option};
 use super::events::append;
 use super::words::words;
-use super::{MAX_ROWS, NewEvent, Registry, RegistryError, WriteTx};
+use super::{DeployedRow, MAX_ROWS, NewEvent, Registry, RegistryError, WriteTx};
 
 words! {
     /// What the health check says.
@@ -74,6 +75,24 @@ pub struct ObservedRow {
     pub flapping: Option<FlappingRow>,
     /// When it was seen so.
     pub observed_at: Timestamp,
+}
+
+impl ObservedRow {
+    /// Whether the component had ended for good, as its restart policy says, when it was seen last. What
+    /// became of its container since takes nothing from that.
+    #[must_use]
+    pub fn has_ended(&self, row: &DeployedRow) -> bool {
+        if self.finished_at.is_none() {
+            return false;
+        }
+        match row.spec.restart {
+            Restart::No => true,
+            Restart::OnFailure { max } => {
+                self.exit_code == Some(0) || max.is_some_and(|max| self.backoff_attempt >= max)
+            }
+            Restart::Always | Restart::UnlessStopped => false,
+        }
+    }
 }
 
 impl Registry {

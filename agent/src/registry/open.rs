@@ -34,6 +34,7 @@ const MIGRATION_LIST: &[M<'static>] = &[
     M::up(include_str!("migrations/0002_alerts.sql")),
     M::up(include_str!("migrations/0003_adoptions.sql")),
     M::up(include_str!("migrations/0004_reconciling.sql")),
+    M::up(include_str!("migrations/0005_lost.sql")),
 ];
 
 /// The newest schema that this agent knows.

@@ -101,6 +101,8 @@ pub(super) struct Component {
     inherited: Option<Timestamp>,
     /// It was told that the policy is spent.
     is_spent: bool,
+    /// The engine's store was emptied, its container with it.
+    is_lost: bool,
 }
 
 impl Component {
@@ -119,6 +121,7 @@ impl Component {
         Self {
             inherited: seen.next_restart_at,
             is_spent: known == Some(ObservedState::Failed),
+            is_lost: false,
             restarting: Restarting::No,
             quiet: false,
             dirty: true,
@@ -135,6 +138,20 @@ impl Component {
         }
     }
 
+    /// Whether it was known before that its container is gone: while the engine is away its drift tells.
+    pub(super) fn was_gone(&self) -> bool {
+        let tells = |row: &DriftRow| {
+            row.field == mcp_spec::drift::STATE && row.live == ObservedState::Absent.as_str()
+        };
+        self.known == Some(ObservedState::Absent) || self.seen.drift.iter().any(tells)
+    }
+
+    /// Takes in that the engine's store was emptied.
+    pub(super) fn is_lost(&mut self) {
+        self.is_lost = true;
+        self.dirty = true;
+    }
+
     /// What the end of a deployment has told of how it differs is no news.
     pub(super) fn was_told(&mut self, drift: Vec<DriftRow>) {
         self.told = drift;
@@ -148,6 +165,7 @@ impl Component {
             || row.wanted() != self.row.wanted()
             || row.spec.restart != self.row.spec.restart;
         if is_another {
+            self.is_lost = false;
             let before = std::mem::replace(&mut self.seen, blank(&row, at));
             self.seen.drift = before.drift;
             self.known = None;
@@ -303,17 +321,21 @@ impl Component {
             .is_some_and(|state| state != ObservedState::Absent);
         let is_wanted = self.row.wanted() == DesiredState::Running;
         if was_there && (is_wanted || !quiet) {
-            let said = "was removed outside mcp";
+            let (reason, said) = if self.is_lost {
+                ("engine-emptied", "is gone with the engine's store")
+            } else {
+                ("outside", "was removed outside mcp")
+            };
             events.push(news::about(
                 &self.row,
                 moment.at,
                 "removed",
-                "outside",
+                reason,
                 said,
                 json!({}),
             ));
             // An end that was only the first half of this has been counted.
-            if self.held.is_none() {
+            if self.held.is_none() && !self.is_lost {
                 self.flapping.change(moment.now, moment.at);
             }
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mcp_spec::duration::Span;
+use mcp_spec::name::ServiceName;
 use serde_json::{Value, json};
 
 use super::flapping::Turn;
@@ -50,6 +51,16 @@ pub(super) fn about_engine(at: Timestamp, kind: &str, reason: &str, message: Str
         message,
         revision: None,
         data: json!({}),
+    }
+}
+
+/// The event of a service whose containers an emptied engine took along.
+pub(super) fn engine_emptied(service: &ServiceName, at: Timestamp) -> NewEvent {
+    let message =
+        format!("{service}: the engine's store was emptied; what should run is brought back");
+    NewEvent {
+        service: Some(service.clone()),
+        ..about_engine(at, "engine-emptied", "store-emptied", message)
     }
 }
 

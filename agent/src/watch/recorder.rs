@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::current::Watch;
-use crate::registry::{NewEvent, ObservedRow, Registry, RegistryError};
+use crate::registry::{LostRow, NewEvent, ObservedRow, Registry, RegistryError};
 
 /// Most events that wait. With a full disk the oldest go.
 const WAITING: usize = 10_000;
@@ -24,6 +24,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 struct Batch {
     rows: BTreeMap<ComponentKey, ObservedRow>,
     events: Vec<NewEvent>,
+    lost: Vec<LostRow>,
     change: u64,
 }
 
@@ -45,6 +46,11 @@ impl Recorder {
             waiting: Batch::default(),
             writing: JoinSet::new(),
         }
+    }
+
+    /// Adds what an emptied engine took along; it goes with what is added next.
+    pub(super) fn add_lost(&mut self, lost: Vec<LostRow>) {
+        self.waiting.lost.extend(lost);
     }
 
     /// Adds what follows from the change with this number and those before.
@@ -75,7 +81,13 @@ impl Recorder {
             return std::future::pending().await;
         };
         match result {
-            Ok(()) => self.watch.set_recorded(batch.change),
+            Ok(()) => {
+                self.watch.set_recorded(batch.change);
+                if !batch.lost.is_empty() {
+                    // Whoever brings it back reads it from the registry.
+                    self.watch.count_change();
+                }
+            }
             Err(error) if error.is_final() => return Err(error),
             Err(error) => {
                 tracing::error!(%error, "cannot write down what was observed");
@@ -83,6 +95,7 @@ impl Recorder {
                 self.waiting = batch;
                 self.waiting.rows.extend(later.rows);
                 self.waiting.events.extend(later.events);
+                self.waiting.lost.extend(later.lost);
                 self.waiting.change = self.waiting.change.max(later.change);
             }
         }
@@ -104,7 +117,8 @@ impl Recorder {
         if !self.writing.is_empty() {
             return;
         }
-        if self.waiting.rows.is_empty() && self.waiting.events.is_empty() {
+        let waiting = &self.waiting;
+        if waiting.rows.is_empty() && waiting.events.is_empty() && waiting.lost.is_empty() {
             self.watch.set_recorded(self.waiting.change);
             return;
         }
@@ -113,7 +127,12 @@ impl Recorder {
         let registry = self.registry.clone();
         self.writing.spawn(async move {
             let rows = batch.rows.values().cloned().collect();
-            let result = registry.record_observed(rows, batch.events.clone()).await;
+            let events = batch.events.clone();
+            let result = if batch.lost.is_empty() {
+                registry.record_observed(rows, events).await
+            } else {
+                registry.record_lost(batch.lost.clone(), rows, events).await
+            };
             if result.is_err() {
                 sleep(PAUSE).await;
             }

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::busy::Busy;
 use super::component::{Component, Moment, Restarting};
 use super::current::Watch;
+use super::emptied;
 use super::exits::Exits;
 use super::flapping::Bounds;
 use super::health::{Monitors, Subject, Verdict};
@@ -119,6 +120,8 @@ struct Watching {
     recorder: Recorder,
     /// Events of answers that came since the last turn.
     news: Vec<NewEvent>,
+    /// The engine has yet to answer for the first time, or for the first time since it was away.
+    is_to_be_met: bool,
     /// The rows have to be read again: an attempt failed.
     stale: bool,
     /// It was logged that no pidfd can be had.
@@ -158,6 +161,7 @@ impl Watching {
             verdicts,
             recorder: Recorder::new(setup.registry.clone(), setup.watch.clone()),
             news: Vec::new(),
+            is_to_be_met: true,
             stale: false,
             said_no_pids: false,
             components,
@@ -262,6 +266,7 @@ impl Watching {
         };
         self.look_where_due(&busy);
         busy.extend(self.settling.iter().cloned());
+        self.meet(&snapshot);
         let (rows, seen) = self.observe(&snapshot, &busy);
         // With the rows that they belong to, in one transaction.
         let mut events = std::mem::take(&mut self.news);
@@ -457,6 +462,30 @@ impl Watching {
             }
         }
         (rows, events)
+    }
+
+    /// Meets an engine that was away, or that this agent has not seen yet: its store may be another.
+    fn meet(&mut self, snapshot: &Snapshot) {
+        match snapshot.engine {
+            EngineState::Away { .. } => self.is_to_be_met = true,
+            EngineState::Answers if std::mem::take(&mut self.is_to_be_met) => {
+                let lost = emptied::lost(&self.components, snapshot);
+                let services: BTreeSet<&ServiceName> =
+                    lost.iter().map(|row| &row.key.service).collect();
+                let at = self.setup.watch.clock().now();
+                let told = services
+                    .into_iter()
+                    .map(|service| news::engine_emptied(service, at));
+                self.news.extend(told);
+                for row in &lost {
+                    if let Some(component) = self.components.get_mut(&row.key) {
+                        component.is_lost();
+                    }
+                }
+                self.recorder.add_lost(lost);
+            }
+            EngineState::Answers | EngineState::NeverSeen => {}
+        }
     }
 
     fn engine_news(&mut self, snapshot: &Snapshot) -> Option<NewEvent> {

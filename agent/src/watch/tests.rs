@@ -18,6 +18,7 @@ use crate::testing::ScriptedEngine;
 
 mod component;
 mod current;
+mod emptied;
 mod task;
 
 /// A time of day, so many seconds after some moment.

@@ -302,6 +302,8 @@ fn decide(
         after.image = Some(deployed.image.clone());
     }
     match observed {
+        // It was done, and being removed begins nothing anew.
+        Some(Observed::Absent) if deployed.ended && !operator => action.reason = Reason::Finished,
         Some(Observed::Absent) => {
             action.kind = ActionKind::Create;
             action.reason = Reason::ContainerMissing;
@@ -344,6 +346,7 @@ fn kept(
         return None;
     }
     (action.kind, action.reason) = match input.observed.get(key)? {
+        Observed::Absent if deployed.ended => return None,
         Observed::Absent => (ActionKind::Create, Reason::ContainerMissing),
         Observed::Present(live) => {
             let drifted = drifted_fields(deployed, live);

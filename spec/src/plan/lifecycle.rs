@@ -176,6 +176,32 @@ pub fn plan_start(input: &LifecycleInput<'_>, services: &BTreeSet<ServiceName>) 
     })
 }
 
+/// Plans what brings components back that an emptied engine took along: each as it was deployed, from
+/// its spec and image, where it should run. Stops, what is inactive, jobs and what had ended for good stay
+/// as they are. What was taken over is an operator's: its spec may not say all of it.
+#[must_use]
+pub fn plan_bring_back(input: &LifecycleInput<'_>, lost: &BTreeSet<ComponentKey>) -> Plan {
+    let services = lost.iter().map(|key| key.service.clone()).collect();
+    services_plan(input, &services, |key, deployed, live, settings| {
+        let mut action = action_on(key, deployed, live);
+        if live.is_some() || !lost.contains(key) {
+            return Ok(action);
+        }
+        action.reason = match &deployed.stopped_by {
+            Some(who) => Reason::StoppedBy(who.clone()),
+            None if !settings.active || !deployed.should_run() => Reason::Inactive,
+            None if deployed.spec.kind.is_job() => Reason::JobNotRun,
+            None if deployed.adopted.is_some() => Reason::OnlyAdopted,
+            None if deployed.ended => Reason::Finished,
+            None => {
+                action.kind = ActionKind::Create;
+                Reason::EngineEmptied
+            }
+        };
+        Ok(action)
+    })
+}
+
 /// Plans the stop of whole services. What the operator stopped stays stopped.
 #[must_use]
 pub fn plan_stop(input: &LifecycleInput<'_>, services: &BTreeSet<ServiceName>) -> Plan {

@@ -18,6 +18,8 @@ pub enum Reason {
     ImageMoved,
     /// Its container is gone.
     ContainerMissing,
+    /// The engine's store was emptied, its container with it.
+    EngineEmptied,
     /// It does not run; the exit code where it is known.
     NotRunning(Option<i32>),
     /// Its container is frozen.
@@ -63,6 +65,7 @@ impl fmt::Display for Reason {
             Self::Changed(fields) => write!(f, "{} changed", list(fields)),
             Self::ImageMoved => f.write_str("image moved"),
             Self::ContainerMissing => f.write_str("container missing"),
+            Self::EngineEmptied => f.write_str("engine store emptied"),
             Self::NotRunning(Some(code)) => write!(f, "not running (exit {code})"),
             Self::NotRunning(None) => f.write_str("not running"),
             Self::Paused => f.write_str("paused"),

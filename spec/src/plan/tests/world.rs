@@ -153,6 +153,7 @@ impl World {
             held_at: None,
             baseline: baseline(),
             restarts: 0,
+            ended: false,
             adopted: None,
         };
         self.deployed.insert(key.clone(), deployed);
@@ -273,6 +274,7 @@ impl World {
                     held_at: old.and_then(|old| old.held_at),
                     baseline: baseline(),
                     restarts: 0,
+                    ended: false,
                     adopted: None,
                 },
             );
