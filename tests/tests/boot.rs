@@ -59,7 +59,7 @@ fn node(lane: Lane, name: &str) -> Fleet {
         &format!("{BUSYBOX}:v2"),
     );
     fleet.mcp(&["sync"]).ok();
-    is_done(&fleet);
+    is_done(&fleet, 1);
     fleet
 }
 
@@ -87,11 +87,14 @@ fn running(fleet: &Fleet, name: &str) -> BTreeMap<String, (String, i64, String, 
     found
 }
 
-/// Waits until the agent has seen the end of the component that ends.
-fn is_done(fleet: &Fleet) {
+/// Waits until the agent has written down so many ends of the component that ends.
+fn is_done(fleet: &Fleet, ends: usize) {
     eventually("one of them is done", PATIENCE, || {
-        let listed = fleet.list();
-        Ok((text(&listed["shop/done"], "observed_state") != "running").then_some(()))
+        let events = fleet.mcp(&["events", "-n", "200"]).stdout;
+        let told = events
+            .lines()
+            .filter(|line| line.contains(" exited ") && line.contains(" shop/done "));
+        Ok((told.count() >= ends).then_some(()))
     })
     .unwrap();
 }
@@ -120,7 +123,7 @@ fn all_is_back(fleet: &Fleet, name: &str) -> BTreeMap<String, (String, i64, Stri
     back
 }
 
-/// Empties the store of an engine that does not run, but for what `foreign` names. Images stay.
+/// Takes all containers out of the store of an engine that does not run. Images stay.
 fn empty_store(engine: &Engine) {
     if engine.lane() == Lane::Docker {
         let containers = engine.dir().join("root/containers");
@@ -151,7 +154,7 @@ fn what_an_emptied_store_took_along_is_brought_back(lane: Lane) {
     let listed = fleet.list();
     assert_eq!(text(&listed["shop/web"], "observed_state"), "absent");
     fleet.mcp(&["start", "shop"]).ok();
-    is_done(&fleet);
+    is_done(&fleet, 2);
     let before = all_is_back(&fleet, name);
 
     // The agent is down meanwhile.

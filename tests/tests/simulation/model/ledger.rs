@@ -13,7 +13,7 @@ use mcp_spec::component::{OnFailure, Reconcile};
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerState, DesiredState, label};
-use mcp_spec::plan::{ActionKind, HoldChange, ServicePlan};
+use mcp_spec::plan::{Action, ActionKind, HoldChange, Reason, ServicePlan};
 use tokio::time::Instant;
 
 use super::{Known, Model, Open, is_beyond_the_line};
@@ -379,7 +379,22 @@ impl Model {
     /// Rules 6, 7 and 9, when a plan is taken on and when it crosses the line.
     fn judge_plan(&self, engine: &Engine, known: &Known, open: &Open, crosses: bool) {
         let trigger = open.row.trigger;
-        if trigger == Trigger::Auto && open.plan.settings.reconcile != Reconcile::Auto {
+        // What an emptied engine took along comes back as it was, whoever deploys the service.
+        let as_it_was = |action: &Action| {
+            let key = ComponentKey::new(open.row.service.clone(), action.component.clone());
+            let row = known.rows.get(&key);
+            let after = action.after.as_ref();
+            action.reason == Reason::EngineEmptied
+                && row.zip(after).is_some_and(|(row, after)| {
+                    row.spec_digest == after.spec_digest && row.revision == after.revision
+                })
+        };
+        let mut acting = open.plan.actions.iter();
+        let comes_back = acting.all(|action| action.kind == ActionKind::None || as_it_was(action));
+        if trigger == Trigger::Auto
+            && open.plan.settings.reconcile != Reconcile::Auto
+            && !comes_back
+        {
             self.trace.violation(format!(
                 "{} is deployed by the agent itself, and is an operator's to deploy",
                 open.row.service
