@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mcp_tests::definitions::{component, service};
 use mcp_tests::engine::{BUSYBOX, BUSYBOX_VERSIONS, Engine, Lane, eventually};
@@ -101,7 +101,6 @@ fn is_done(fleet: &Fleet, ends: usize) {
 
 /// Waits until all that should run runs, and looks at what holds then in any case.
 fn all_is_back(fleet: &Fleet, name: &str) -> BTreeMap<String, (String, i64, String, String)> {
-    let begun = Instant::now();
     let back = eventually("all that should run runs", PATIENCE, || {
         let now = running(fleet, name);
         Ok(now.keys().eq(RUNNING.iter()).then_some(now))
@@ -114,7 +113,6 @@ fn all_is_back(fleet: &Fleet, name: &str) -> BTreeMap<String, (String, i64, Stri
             fleet.node(name).log()
         )
     });
-    println!("all runs again after {:?}", begun.elapsed());
     let started = |name: &str| -> jiff::Timestamp { back[name].2.parse().unwrap() };
     assert!(started("shop-db") <= started("shop-api"), "{back:?}");
     assert!(started("shop-api") <= started("shop-web"), "{back:?}");

@@ -23,10 +23,11 @@ fn snapshot(engine: EngineState, containers: &[&str]) -> Snapshot {
     }
 }
 
+/// What a component is, and how it was seen, apart from running as it should.
+type Change = fn(&mut DeployedRow, &mut ObservedRow);
+
 /// Components by key, each seen so the last time.
-fn components(
-    seen: &[(&str, fn(&mut DeployedRow, &mut ObservedRow))],
-) -> BTreeMap<ComponentKey, Component> {
+fn components(seen: &[(&str, Change)]) -> BTreeMap<ComponentKey, Component> {
     seen.iter()
         .map(|(key, change)| {
             let mut row = row(key);
