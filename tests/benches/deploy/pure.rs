@@ -145,6 +145,7 @@ pub(crate) fn measure(rounds: usize, table: &mut Table) {
                     baseline: fields.clone(),
                     restarts: 0,
                     adopted: None,
+                    ended: false,
                 },
             );
         }
