@@ -441,6 +441,9 @@ pub async fn run(
     let registry = Registry::open(&config.database())?;
     revisions.hold_against(registry.head().await?);
     if let Some(trouble) = revisions.trouble() {
+        if trouble.awaits().is_some() {
+            revisions.remember(registry.commits().await?);
+        }
         tracing::error!(%trouble, "no changes are taken");
     }
     let listen = config.listen;

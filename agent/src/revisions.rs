@@ -52,7 +52,7 @@ pub use query::{ReadError, ResolveError};
 pub use source::FetchError;
 pub use tree_files::{DraftError, MAX_DRAFT_BYTES, MAX_DRAFT_FILES, TreeFiles};
 
-use accepted::{AcceptedLog, Record};
+use accepted::{AcceptedLog, Past, Record};
 use compiled::CompiledDefinitions;
 use trees::Shapes;
 
@@ -161,6 +161,8 @@ pub struct RevisionStore {
 struct State {
     head: Option<CommitId>,
     accepted: AcceptedLog,
+    /// What a repository that was set back lacks.
+    past: Past,
     trouble: Option<HighWaterTrouble>,
 }
 
@@ -197,12 +199,22 @@ impl RevisionStore {
         }
     }
 
+    /// Says what else was accepted here, as the registry knows it: where the repository was set back, this is
+    /// taken back even where its signer was denied since.
+    pub fn remember(&self, commits: impl IntoIterator<Item = CommitId>) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(state.trouble, Some(HighWaterTrouble::SetBack { .. })) {
+            state.past.extend(commits);
+        }
+    }
+
     /// Forgets, in memory, what was accepted after the head, where that is what stops changes.
     pub fn forget_beyond_head(&self) {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(state.trouble, Some(HighWaterTrouble::SetBack { .. })) {
             let head = state.head;
             state.accepted.cut_at(head);
+            state.past = Past::default();
         }
     }
 

@@ -10,7 +10,8 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::SourceConfig;
-use crate::revisions::{Accepted, FetchError, Limits};
+use crate::registry::{AuditRow, NewEvent};
+use crate::revisions::{Accepted, FetchError, Limits, ReceiveError};
 use crate::{Agent, TrustRootsError, error_chain, trust_roots};
 
 /// How the last look at the upstream ended.
@@ -98,6 +99,42 @@ pub async fn fetch(
     fetched
 }
 
+/// Writes down that what the upstream holds was refused: nobody called, so nobody else would.
+async fn note_refusal(agent: &Agent, config: &SourceConfig, refused: &ReceiveError) {
+    let at = agent.clock.now();
+    let row = AuditRow {
+        seq: 0,
+        at,
+        who: "mcp-agent".to_owned(),
+        method: "Poll".to_owned(),
+        target: format!("{} {}", config.url, config.branch),
+        from: String::new(),
+        request_id: String::new(),
+        result: refused.name().to_owned(),
+    };
+    let event = NewEvent {
+        at,
+        service: None,
+        component: None,
+        kind: "revision-refused".to_owned(),
+        reason: refused.name().to_owned(),
+        message: format!(
+            "what {} holds is refused: {}",
+            config.url,
+            error_chain(refused)
+        ),
+        revision: None,
+        data: serde_json::json!({ "branch": config.branch, "hint": refused.hint() }),
+    };
+    let written = async {
+        agent.registry.append_audit(row).await?;
+        agent.registry.append_events(vec![event]).await
+    };
+    if let Err(error) = written.await {
+        tracing::error!(error = %error_chain(&error), "a refusal was not audited");
+    }
+}
+
 /// Polls the upstream until `shutdown`.
 pub async fn poll(agent: Arc<Agent>, config: SourceConfig, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(config.poll.as_duration());
@@ -108,8 +145,17 @@ pub async fn poll(agent: Arc<Agent>, config: SourceConfig, shutdown: Cancellatio
             () = shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        if let Ok(Some(accepted)) = fetch(&agent, &config).await {
-            agent.arrived(Way::Fetch, &config.url, &accepted).await;
+        let before = agent.source.last().error;
+        match fetch(&agent, &config).await {
+            Ok(Some(accepted)) => agent.arrived(Way::Fetch, &config.url, &accepted).await,
+            Ok(None) => {}
+            // The same refusal at each poll is one.
+            Err(SourceError::Fetch(FetchError::Refused(refused)))
+                if agent.source.last().error != before =>
+            {
+                note_refusal(&agent, &config, &refused).await;
+            }
+            Err(_) => {}
         }
     }
 }

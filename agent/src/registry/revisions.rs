@@ -169,6 +169,22 @@ impl Registry {
         self.read(|connection, _| read_head(connection)).await
     }
 
+    /// Every accepted revision's id, at most a million: twenty bytes each.
+    ///
+    /// # Errors
+    ///
+    /// Where the registry cannot be read.
+    pub async fn commits(&self) -> Result<Vec<CommitId>, RegistryError> {
+        self.read(|connection, _| {
+            let mut statement = connection.prepare_cached(
+                "SELECT commit_id FROM revisions ORDER BY seq DESC LIMIT 1000000",
+            )?;
+            let rows = statement.query_map([], |row| parsed(row, "commit_id"))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
     /// One accepted revision.
     ///
     /// # Errors

@@ -132,16 +132,19 @@ impl AcceptedLog {
         Ok(())
     }
 
-    /// Forgets what was accepted after the head, in memory; the next [`Self::append`] does it in the file.
-    pub(super) fn cut_at(&mut self, head: Option<CommitId>) {
+    /// Forgets what was accepted after the head, in memory, and gives it; the next [`Self::append`] does it
+    /// in the file.
+    pub(super) fn cut_at(&mut self, head: Option<CommitId>) -> Vec<Record> {
         // What is accepted leads to the head, so what came later stands behind it.
         let keep = head
             .and_then(|head| self.index.get(&head))
             .map_or(0, |at| at + 1);
-        for record in self.order.drain(keep..) {
+        let cut: Vec<Record> = self.order.drain(keep..).collect();
+        for record in &cut {
             self.bytes -= record.to_line().len() as u64;
             self.index.remove(&record.commit);
         }
+        cut
     }
 
     /// The newest.
@@ -207,6 +210,39 @@ impl AcceptedLog {
             }
         }
         seen
+    }
+}
+
+/// What was accepted here once and the repository lacks now. It passed the door, so it is taken back
+/// whatever the denylist says meanwhile, and begins where it began.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    commits: HashSet<CommitId>,
+    introduction: Option<CommitId>,
+}
+
+impl Past {
+    /// Keeps what was cut off the accepted commits.
+    pub(super) fn keep(&mut self, cut: &[Record]) {
+        self.commits.extend(cut.iter().map(|record| record.commit));
+        let introduction = cut.iter().find(|record| record.introduction);
+        if let Some(record) = introduction {
+            self.introduction = Some(record.commit);
+        }
+    }
+
+    /// Keeps commits that another place knows to have been accepted.
+    pub(super) fn extend(&mut self, commits: impl IntoIterator<Item = CommitId>) {
+        self.commits.extend(commits);
+    }
+
+    pub(super) fn contains(&self, commit: CommitId) -> bool {
+        self.commits.contains(&commit)
+    }
+
+    /// The commit that the history started with.
+    pub(super) const fn introduction(&self) -> Option<CommitId> {
+        self.introduction
     }
 }
 

@@ -10,7 +10,7 @@ use mcp_spec::name::NodeName;
 use mcp_spec::revision::CommitId;
 use tempfile::TempDir;
 
-use super::accepted::Record;
+use super::accepted::{Past, Record};
 use super::compiled::CompileError;
 use super::durable;
 use super::error::HighWaterTrouble;
@@ -176,6 +176,7 @@ impl RevisionStore {
             objects,
             shapes: &self.shapes,
             accepted: &state.accepted,
+            past: &state.past,
             trust: &trust,
             limits,
             clock,
@@ -311,6 +312,7 @@ impl RevisionStore {
             .map_err(ReceiveError::io("write the accepted commits"))?;
         // What it lacked, where it lacked something, has come back.
         state.trouble = None;
+        state.past = Past::default();
         Ok(Accepted {
             previous,
             head: new,

@@ -13,7 +13,7 @@ use mcp_spec::signature::{
 };
 use mcp_spec::tree::EntryMode;
 
-use super::accepted::{AcceptedLog, Record};
+use super::accepted::{AcceptedLog, Past, Record};
 use super::error::{IntroductionFault, ReceiveError};
 use super::limits::{Clockwork, Limits};
 use super::objects::{Id, Kind, ObjectError, Objects};
@@ -25,6 +25,8 @@ pub(super) struct Verification<'a> {
     pub(super) objects: &'a Objects,
     pub(super) shapes: &'a Arc<Shapes>,
     pub(super) accepted: &'a AcceptedLog,
+    /// What was accepted here before the repository was set back: the denylist does not count for it.
+    pub(super) past: &'a Past,
     pub(super) trust: &'a TrustRoots,
     pub(super) limits: &'a Limits,
     pub(super) clock: &'a Clockwork,
@@ -215,6 +217,10 @@ impl Context<'_> {
                 Err(refused(IntroductionFault::NotInHistory(pinned)))
             };
         }
+        let began = self.verification.past.introduction();
+        if let Some(began) = began.filter(|id| new.order.iter().any(|commit| commit.id == *id)) {
+            return Ok(began);
+        }
         let mut first_refusal = None;
         for commit in &new.order {
             self.verification.clock.check()?;
@@ -283,6 +289,8 @@ impl Context<'_> {
             Some(signer) if signer.may_sign() => signer.principal.clone(),
             // The owner's key need not be in the file that it introduces.
             _ if self.verification.trust.owners.contains(&key) => "owner".to_owned(),
+            // Nor need it be pinned still where the history is one that was accepted before.
+            _ if self.verification.past.introduction() == Some(commit.id) => "owner".to_owned(),
             _ => {
                 return Err(refused(IntroductionFault::NotOwner {
                     commit: commit.id,
@@ -373,7 +381,10 @@ impl Context<'_> {
             .ok_or(ReceiveError::Unsigned { commit: id })?;
         let key = verify_sshsig(pem, GIT_NAMESPACE, &parsed.payload)
             .map_err(|fault| ReceiveError::BadSignature { commit: id, fault })?;
-        if self.verification.denylist && self.verification.trust.denied.contains(&key) {
+        if self.verification.denylist
+            && self.verification.trust.denied.contains(&key)
+            && !self.verification.past.contains(id)
+        {
             return Err(ReceiveError::DeniedKey {
                 commit: id,
                 fingerprint: fingerprint(&key),

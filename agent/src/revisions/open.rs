@@ -10,7 +10,7 @@ use mcp_spec::revision::commit::MAX_COMMIT_BYTES;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use super::accepted::AcceptedLog;
+use super::accepted::{AcceptedLog, Past};
 use super::durable::{self, Mark};
 use super::error::HighWaterTrouble;
 use super::history::Verification;
@@ -154,6 +154,7 @@ impl RevisionStore {
         let mut state = State {
             head,
             accepted,
+            past: Past::default(),
             trouble: None,
         };
         state.trouble = store.agree(&mut state, &mark)?;
@@ -177,7 +178,7 @@ impl RevisionStore {
                 let Some(known) = state.accepted.newest() else {
                     return Ok(None);
                 };
-                state.accepted.cut_at(None);
+                state.past.keep(&state.accepted.cut_at(None));
                 return Ok(Some(HighWaterTrouble::SetBack { known, head: None }));
             }
             (Mark::Missing, Some(head)) => return Ok(Some(HighWaterTrouble::MarkMissing { head })),
@@ -192,7 +193,7 @@ impl RevisionStore {
         if let Err(error) = self.read_commit(mark) {
             return Ok(Some(match error {
                 ObjectError::Missing { .. } if state.head != Some(mark) => {
-                    state.accepted.cut_at(state.head);
+                    state.past.keep(&state.accepted.cut_at(state.head));
                     HighWaterTrouble::SetBack {
                         known: mark,
                         head: state.head,
@@ -262,6 +263,7 @@ impl RevisionStore {
             objects: &objects,
             shapes: &self.shapes,
             accepted: &state.accepted,
+            past: &state.past,
             trust: &trust,
             limits: &limits,
             clock: &clock,
@@ -313,6 +315,7 @@ impl RevisionStore {
         }
         let Some(head) = state.head else {
             state.accepted.cut_at(None);
+            state.past = Past::default();
             state
                 .accepted
                 .append(&self.data_dir, Vec::new())
@@ -325,6 +328,7 @@ impl RevisionStore {
         self.catch_up(&mut state, head)?;
         if matches!(state.trouble, Some(HighWaterTrouble::SetBack { .. })) {
             state.accepted.cut_at(Some(head));
+            state.past = Past::default();
             state
                 .accepted
                 .append(&self.data_dir, Vec::new())

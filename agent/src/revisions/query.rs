@@ -8,7 +8,7 @@ use mcp_spec::revision::{CommitId, ParsedCommit};
 use mcp_spec::tree::EntryMode;
 use thiserror::Error;
 
-use super::accepted::{AcceptedLog, Record};
+use super::accepted::{AcceptedLog, Past, Record};
 use super::history::Verification;
 use super::limits::{Clockwork, Limits};
 use super::objects::{Id, Kind, ObjectError, Objects};
@@ -334,6 +334,7 @@ impl RevisionStore {
             objects: &objects,
             shapes: &self.shapes,
             accepted: &nothing,
+            past: &Past::default(),
             trust: &trust,
             limits: &limits,
             clock: &clock,

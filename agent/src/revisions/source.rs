@@ -137,6 +137,7 @@ impl RevisionStore {
             objects,
             shapes: &self.shapes,
             accepted: &state.accepted,
+            past: &state.past,
             trust: &trust,
             limits,
             clock: &clock,

@@ -2,6 +2,7 @@
 
 mod accept;
 mod crash;
+mod disguise;
 mod hostile;
 mod refuse;
 pub(crate) mod scene;

@@ -4,7 +4,8 @@ use std::{fs, io};
 
 use super::super::door::Step;
 use super::super::{HighWaterTrouble, OpenError, ReceiveError, RevisionStore};
-use super::scene::{OWNER, Scene, definition};
+use super::scene::{OWNER, Scene, definition, make_key};
+use mcp_spec::signature::{DeniedKeys, fingerprint};
 
 const STEPS: [Step; 5] = [
     Step::MovePack,
@@ -195,6 +196,67 @@ fn emptied_repository_is_not_filled_with_another_history() {
         (scene.store.head(), scene.store.trouble()),
         (Some(past), None)
     );
+}
+
+#[test]
+fn past_of_a_key_that_was_denied_since_comes_back_to_an_emptied_repository() {
+    let mut scene = Scene::new();
+    scene.commit(Some("kyle"), "before the theft");
+    scene.push().unwrap();
+    // The owner's key was replaced, the thief's is denied, and the disk is lost.
+    make_key(scene.dir.path(), "next");
+    scene.write_signers(&[("next", "git,mcp-owner")]);
+    let past = scene.commit(Some(OWNER), "rotated");
+    scene.push().unwrap();
+    let mut trust = scene.trust(&["next"]);
+    let denied = format!(
+        "{}\n{}\n",
+        fingerprint(&scene.public("kyle")),
+        fingerprint(&scene.public(OWNER))
+    );
+    trust.denied = DeniedKeys::parse(&denied).unwrap();
+    fs::remove_dir_all(scene.store.repository()).unwrap();
+    RevisionStore::init(&scene.data()).unwrap();
+    scene.restart_with(trust.clone());
+    // What was not accepted before is refused, with the past before it.
+    scene.git(&["checkout", "-q", "-b", "forged", &past.to_string()]);
+    let forged = scene.commit(Some(OWNER), "forged");
+    let refused = scene.receive(&scene.pack(None, forged), None, forged);
+    assert_eq!(refused.unwrap_err().name(), "denied-key");
+    scene.git(&["checkout", "-q", "main"]);
+    let accepted = scene.receive(&scene.pack(None, past), None, past).unwrap();
+    assert_eq!(accepted.new_commits.len(), 3, "from its old beginning");
+    assert_eq!(scene.store.trouble(), None);
+    scene.restart_with(trust);
+    assert_eq!(
+        (scene.store.head(), scene.store.trouble()),
+        (Some(past), None)
+    );
+}
+
+#[test]
+fn past_that_the_registry_alone_remembers_comes_back_too() {
+    let mut scene = Scene::new();
+    let past = scene.commit(Some("kyle"), "before the theft");
+    scene.push().unwrap();
+    let commits: Vec<_> = scene
+        .store
+        .accepted_since(None)
+        .unwrap()
+        .iter()
+        .map(super::super::VerifiedRevision::commit)
+        .collect();
+    let mut trust = scene.trust(&[OWNER]);
+    trust.denied = DeniedKeys::parse(&fingerprint(&scene.public("kyle"))).unwrap();
+    fs::remove_dir_all(scene.data()).unwrap();
+    RevisionStore::init(&scene.data()).unwrap();
+    scene.restart_with(trust);
+    scene.store.remember(commits.clone());
+    assert_eq!(scene.refused().name(), "denied-key", "nothing is awaited");
+    scene.store.hold_against(Some(past));
+    scene.store.remember(commits);
+    scene.push().unwrap();
+    assert_eq!(scene.store.head(), Some(past));
 }
 
 #[test]
