@@ -429,7 +429,7 @@ async fn carry_out(
 fn failed(failure: String) -> Attempt {
     Attempt {
         failure: Some(failure),
-        repairs: Vec::new(),
+        ..Attempt::default()
     }
 }
 
@@ -444,13 +444,17 @@ fn outcome(ended: &Ended, repairs: Vec<Repair>) -> Option<Attempt> {
             word.to_owned()
         })),
     };
+    let is_whole = ended.row.line_at.is_some();
+    let unready = ended
+        .components
+        .iter()
+        .filter(|record| !is_whole && record.outcome == "failed")
+        .map(|record| record.component.clone())
+        .collect();
     Some(Attempt {
         failure,
+        unready,
         // Before the line nothing was touched, so nothing was repaired.
-        repairs: if ended.row.line_at.is_some() {
-            repairs
-        } else {
-            Vec::new()
-        },
+        repairs: if is_whole { repairs } else { Vec::new() },
     })
 }

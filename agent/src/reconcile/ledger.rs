@@ -86,6 +86,8 @@ pub(super) struct Attempt {
     pub(super) failure: Option<String>,
     /// What was repaired, well or not.
     pub(super) repairs: Vec<Repair>,
+    /// What could not be made ready, so that nothing was touched at all.
+    pub(super) unready: Vec<ComponentName>,
 }
 
 #[derive(Debug)]

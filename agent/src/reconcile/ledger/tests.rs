@@ -128,6 +128,7 @@ impl Bench {
                     cause: (*cause).to_owned(),
                 })
                 .collect(),
+            ..Attempt::default()
         };
         let wanted = wanted(&self.head.services[&shop()]);
         let moment = self.moment();
