@@ -28,6 +28,11 @@ pub trait Runtime: std::fmt::Debug + Send + Sync + 'static {
     /// The engine's name, version and capabilities; one cheap call.
     async fn facts(&self) -> Result<EngineFacts, RuntimeError>;
 
+    /// Where the engine keeps its containers: another place means another engine.
+    async fn store(&self) -> Result<String, RuntimeError> {
+        Ok(String::new())
+    }
+
     /// How the engine numbers the users of its containers.
     async fn user_namespace(&self) -> UserNamespace {
         UserNamespace::Shared

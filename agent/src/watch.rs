@@ -15,6 +15,7 @@ mod emptied;
 mod exits;
 mod flapping;
 mod health;
+mod meeting;
 mod news;
 pub mod process;
 mod recorder;

@@ -244,6 +244,21 @@ impl Runtime for DockerRuntime {
         self.forgetting(self.sessions.facts(&self.http).await)
     }
 
+    async fn store(&self) -> Result<String, RuntimeError> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Info {
+            docker_root_dir: String,
+        }
+        let engine = self.engine().await?;
+        let info: Info = self
+            .send(|prefix| Call::get("info", format!("{prefix}/info")).within(libpod::INFO_LIMIT))
+            .await?
+            .ok()?
+            .parsed()?;
+        Ok(format!("{} {}", engine.as_str(), info.docker_root_dir))
+    }
+
     async fn user_namespace(&self) -> UserNamespace {
         namespace::of(self).await
     }

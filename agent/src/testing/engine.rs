@@ -50,6 +50,7 @@ struct State {
     changes: u64,
     calls: BTreeMap<&'static str, u64>,
     away: bool,
+    store: String,
     shares_pids: bool,
     /// Answers that `inspect` gives before it tells the truth.
     stale: BTreeMap<ContainerId, VecDeque<LiveContainer>>,
@@ -201,6 +202,16 @@ impl ScriptedEngine {
         let id = ContainerId::new(id);
         self.state().containers.remove(&id);
         self.tell(&id, "destroy", None);
+    }
+
+    /// Loses all containers, without an event.
+    pub fn empty(&self) {
+        self.state().containers.clear();
+    }
+
+    /// Says where it keeps its containers.
+    pub fn set_store(&self, store: &str) {
+        store.clone_into(&mut self.state().store);
     }
 
     /// Sends an event.

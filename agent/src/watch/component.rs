@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::current::is_dead;
 use super::flapping::{Bounds, Flapping};
 use super::news::{self, End};
-use super::restart::{CALM, Next, longest, next};
+use super::restart::{CALM, Next, ORDERLY_PAUSE, longest, next};
 use super::revive::Revived;
 use super::sight::{blank, drift_rows, expected};
 use crate::registry::{DeployedRow, DriftRow, HealthWord, NewEvent, ObservedRow};
@@ -29,6 +29,10 @@ const REMOVAL_GRACE: Duration = Duration::from_secs(2);
 
 /// After this time a death counts as an end whose exit code the engine does not tell.
 const CODE_WAIT: Duration = Duration::from_secs(21);
+
+/// How long what went down with the engine holds up what depends on it: longer than the engine takes to
+/// tell how it ended.
+const FALL_WAIT: Duration = Duration::from_secs(30);
 
 /// Shortest pause that is worth an event of its own.
 const TOLD_PAUSE: Duration = Duration::from_secs(1);
@@ -103,6 +107,9 @@ pub(super) struct Component {
     is_spent: bool,
     /// The engine's store was emptied, its container with it.
     is_lost: bool,
+    /// It went down with the engine or the host, and has not come to a start since: until when others
+    /// wait for that.
+    fallen: Option<Instant>,
 }
 
 impl Component {
@@ -122,6 +129,7 @@ impl Component {
             inherited: seen.next_restart_at,
             is_spent: known == Some(ObservedState::Failed),
             is_lost: false,
+            fallen: None,
             restarting: Restarting::No,
             quiet: false,
             dirty: true,
@@ -152,6 +160,25 @@ impl Component {
         self.dirty = true;
     }
 
+    /// Whether it ran when it was known last, as far as anybody knows.
+    pub(super) fn was_running(&self) -> bool {
+        match self.known {
+            Some(known) => known == ObservedState::Running,
+            None => !self.row.spec.kind.is_job(),
+        }
+    }
+
+    /// Takes in that it went down with the engine or the host.
+    pub(super) fn fell(&mut self, now: Instant) {
+        self.fallen = Some(now + FALL_WAIT);
+        self.dirty = true;
+    }
+
+    /// Whether it went down with the engine or the host, and others wait for its start.
+    pub(super) fn has_fallen(&self, now: Instant) -> bool {
+        self.fallen.is_some_and(|until| now < until)
+    }
+
     /// What the end of a deployment has told of how it differs is no news.
     pub(super) fn was_told(&mut self, drift: Vec<DriftRow>) {
         self.told = drift;
@@ -180,6 +207,7 @@ impl Component {
             self.seen.backoff_attempt = 0;
         }
         if is_other_case {
+            self.fallen = None;
             self.restarting = Restarting::No;
             self.inherited = None;
             self.is_spent = false;
@@ -339,6 +367,7 @@ impl Component {
                 self.flapping.change(moment.now, moment.at);
             }
         }
+        self.fallen = None;
         self.dying = None;
         self.running_since = None;
         self.restarting = Restarting::No;
@@ -400,6 +429,7 @@ impl Component {
         self.seen.finished_at = None;
         self.seen.next_restart_at = None;
         self.dying = None;
+        self.fallen = None;
         self.restarting = Restarting::No;
         self.inherited = None;
         self.is_spent = false;
@@ -487,6 +517,7 @@ impl Component {
             ContainerState::Exited { .. } | ContainerState::Created
         ) || is_dead(live);
         if !is_wanted || self.row.spec.kind.is_job() {
+            self.fallen = None;
             self.restarting = Restarting::No;
             self.seen.next_restart_at = None;
             self.inherited = None;
@@ -529,6 +560,7 @@ impl Component {
         events: &mut Vec<NewEvent>,
     ) {
         if self.engine_restarts() {
+            self.fallen = None;
             self.inherited = None;
             self.seen.next_restart_at = None;
             return;
@@ -541,6 +573,15 @@ impl Component {
             return;
         }
         let attempts = self.seen.backoff_attempt;
+        if self.fallen.is_some()
+            && !matches!(next(self.row.spec.restart, code, 0, jitter), Next::Finished)
+        {
+            // All of them at the same moment: what depends on others waits for their start alone.
+            self.restarting = Restarting::Due(moment.now + ORDERLY_PAUSE);
+            self.seen.next_restart_at = None;
+            return;
+        }
+        self.fallen = None;
         match next(self.row.spec.restart, code, attempts, jitter) {
             Next::Finished => self.seen.next_restart_at = None,
             Next::Spent(max) => {
@@ -585,9 +626,13 @@ impl Component {
         let mut events = self.take_held();
         match revived {
             Revived::Running(live) => {
+                // What the engine took down with it has not failed.
+                let fell = self.fallen.take().is_some();
                 self.restarting = Restarting::No;
                 self.seen.restarts += 1;
-                self.seen.backoff_attempt += 1;
+                if !fell {
+                    self.seen.backoff_attempt += 1;
+                }
                 self.seen.next_restart_at = None;
                 events.push(news::restarted(
                     &self.row,
@@ -608,6 +653,7 @@ impl Component {
                 self.restarting = Restarting::Due(moment.now + AWAY_PAUSE);
             }
             Revived::Failed(error) => {
+                self.fallen = None;
                 self.restarting = Restarting::No;
                 self.seen.backoff_attempt += 1;
                 let said = format!("could not be started again: {error}");

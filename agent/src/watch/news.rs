@@ -64,6 +64,13 @@ pub(super) fn engine_emptied(service: &ServiceName, at: Timestamp) -> NewEvent {
     }
 }
 
+/// The event of an engine that shows none of the node's containers since it keeps them elsewhere.
+pub(super) fn engine_replaced(at: Timestamp) -> NewEvent {
+    let message = "the engine keeps its containers elsewhere than before: none of this node's is there, and \
+                   nothing is brought back by itself";
+    about_engine(at, "engine-replaced", "another-store", message.to_owned())
+}
+
 /// The end of a run.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct End {

@@ -9,7 +9,7 @@ const FIRST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The first pause after an end that was asked for (exit 0, or 128 + SIGTERM): an engine whose command
 /// line stops a container cleans up afterwards, and podman's fails where it runs again by then.
-const ORDERLY_PAUSE: Duration = Duration::from_millis(300);
+pub(super) const ORDERLY_PAUSE: Duration = Duration::from_millis(300);
 
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);

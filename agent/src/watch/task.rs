@@ -27,6 +27,7 @@ use super::emptied;
 use super::exits::Exits;
 use super::flapping::Bounds;
 use super::health::{Monitors, Subject, Verdict};
+use super::meeting::{self, Meeting};
 use super::news;
 use super::recorder::Recorder;
 use super::revive::{Revive, Revived, Reviver};
@@ -47,6 +48,9 @@ const STARTS: usize = 4;
 
 /// Shortest time to the next attempt after a resync that failed.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How soon it is looked again whether what has to be started first was.
+const SOON: Duration = Duration::from_millis(50);
 
 /// What the watching task works with.
 pub struct Setup {
@@ -97,6 +101,10 @@ enum Looked {
     CaughtUp(BTreeSet<ServiceName>, Result<(), RuntimeError>),
     /// At everything.
     Resynced(Result<Arc<Snapshot>, RuntimeError>),
+    /// At a store that looks emptied, once more: whether it is the store that was there before.
+    Doubted(Result<bool, RuntimeError>),
+    /// At which store it is that is there; whether that is written down.
+    Noted(bool),
 }
 
 struct Watching {
@@ -120,8 +128,10 @@ struct Watching {
     recorder: Recorder,
     /// Events of answers that came since the last turn.
     news: Vec<NewEvent>,
-    /// The engine has yet to answer for the first time, or for the first time since it was away.
-    is_to_be_met: bool,
+    /// Where meeting the engine stands.
+    meeting: Meeting,
+    /// It is written down which store the engine that was met has.
+    noted: bool,
     /// The rows have to be read again: an attempt failed.
     stale: bool,
     /// It was logged that no pidfd can be had.
@@ -161,7 +171,8 @@ impl Watching {
             verdicts,
             recorder: Recorder::new(setup.registry.clone(), setup.watch.clone()),
             news: Vec::new(),
-            is_to_be_met: true,
+            meeting: Meeting::Due,
+            noted: false,
             stale: false,
             said_no_pids: false,
             components,
@@ -220,7 +231,7 @@ impl Watching {
 
     fn next_wake(&self) -> Instant {
         let bounds = self.bounds();
-        let answers = self.engine == EngineState::Answers;
+        let answers = self.engine == EngineState::Answers && self.meeting != Meeting::Doubted;
         let may_start = self.starting.len() < STARTS;
         let busy = self.setup.busy.all();
         // A busy service wakes by its end, an engine that is away by its return, a start that was
@@ -266,7 +277,11 @@ impl Watching {
         };
         self.look_where_due(&busy);
         busy.extend(self.settling.iter().cloned());
-        self.meet(&snapshot);
+        self.meet(&snapshot, &busy);
+        let doubts = self.meeting == Meeting::Doubted;
+        if doubts {
+            busy.extend(self.services());
+        }
         let (rows, seen) = self.observe(&snapshot, &busy);
         // With the rows that they belong to, in one transaction.
         let mut events = std::mem::take(&mut self.news);
@@ -276,7 +291,11 @@ impl Watching {
         self.follow_exits(&snapshot);
         self.monitor(&snapshot, &busy);
         // What has yet to be looked at has consequences that nobody knows.
-        let change = if self.settling.is_empty() { change } else { 0 };
+        let change = if self.settling.is_empty() && !doubts {
+            change
+        } else {
+            0
+        };
         self.recorder.add(rows, events, change);
     }
 
@@ -416,6 +435,9 @@ impl Watching {
                 };
                 self.resync_at = Instant::now() + pause;
             }
+            Looked::Doubted(result) => self.doubted(result),
+            // What could not be written down is tried again at the next turn.
+            Looked::Noted(is_noted) => self.noted &= is_noted,
         }
     }
 
@@ -464,28 +486,85 @@ impl Watching {
         (rows, events)
     }
 
-    /// Meets an engine that was away, or that this agent has not seen yet: its store may be another.
-    fn meet(&mut self, snapshot: &Snapshot) {
-        match snapshot.engine {
-            EngineState::Away { .. } => self.is_to_be_met = true,
-            EngineState::Answers if std::mem::take(&mut self.is_to_be_met) => {
-                let lost = emptied::lost(&self.components, snapshot);
-                let services: BTreeSet<&ServiceName> =
-                    lost.iter().map(|row| &row.key.service).collect();
-                let at = self.setup.watch.clock().now();
-                let told = services
-                    .into_iter()
-                    .map(|service| news::engine_emptied(service, at));
-                self.news.extend(told);
-                for row in &lost {
-                    if let Some(component) = self.components.get_mut(&row.key) {
-                        component.is_lost();
-                    }
-                }
-                self.recorder.add_lost(lost);
+    /// Meets an engine that was away, or that this agent has not seen yet: its store may be another, or
+    /// empty, and what ran may all have ended with it.
+    fn meet(&mut self, snapshot: &Snapshot, busy: &BTreeSet<ServiceName>) {
+        match (&snapshot.engine, self.meeting) {
+            (EngineState::Away { .. }, _) => {
+                self.meeting = Meeting::Due;
+                self.noted = false;
             }
-            EngineState::Answers | EngineState::NeverSeen => {}
+            (EngineState::Answers, Meeting::Due) => {
+                if emptied::lost(&self.components, snapshot, busy).is_empty() {
+                    self.meeting = Meeting::Over;
+                    for key in meeting::fallen(&self.components, snapshot) {
+                        if let Some(component) = self.components.get_mut(&key) {
+                            component.fell(Instant::now());
+                        }
+                    }
+                } else {
+                    self.meeting = Meeting::Doubted;
+                    let (watch, registry) = (self.setup.watch.clone(), self.setup.registry.clone());
+                    self.looking.spawn(async move {
+                        Looked::Doubted(meeting::look_again(&watch, &registry).await)
+                    });
+                }
+            }
+            _ => {}
         }
+        let is_shown = || meeting::is_shown(&self.components, snapshot);
+        if self.meeting == Meeting::Over && !self.noted && is_shown() {
+            self.noted = true;
+            let (watch, registry) = (self.setup.watch.clone(), self.setup.registry.clone());
+            self.looking
+                .spawn(async move { Looked::Noted(meeting::note(&watch, &registry).await) });
+        }
+    }
+
+    /// Takes in what the second look at a store that looks emptied has shown.
+    fn doubted(&mut self, result: Result<bool, RuntimeError>) {
+        if self.meeting != Meeting::Doubted {
+            return;
+        }
+        let is_same = match result {
+            Ok(is_same) => is_same,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look at the engine's store again");
+                self.meeting = Meeting::Due;
+                return;
+            }
+        };
+        self.meeting = Meeting::Over;
+        let snapshot = self.setup.watch.current();
+        // What was made since is no evidence.
+        let lost = emptied::lost(&self.components, &snapshot, &self.services());
+        if lost.is_empty() {
+            return;
+        }
+        let at = self.setup.watch.clock().now();
+        if !is_same {
+            tracing::warn!(
+                "the engine keeps its containers elsewhere than before: nothing is brought back"
+            );
+            self.news.push(news::engine_replaced(at));
+            return;
+        }
+        let services: BTreeSet<&ServiceName> = lost.iter().map(|row| &row.key.service).collect();
+        let told = services
+            .into_iter()
+            .map(|service| news::engine_emptied(service, at));
+        self.news.extend(told);
+        for row in &lost {
+            if let Some(component) = self.components.get_mut(&row.key) {
+                component.is_lost();
+            }
+        }
+        self.recorder.add_lost(lost);
+    }
+
+    fn services(&self) -> BTreeSet<ServiceName> {
+        let services = self.components.keys().map(|key| key.service.clone());
+        services.collect()
     }
 
     fn engine_news(&mut self, snapshot: &Snapshot) -> Option<NewEvent> {
@@ -531,9 +610,14 @@ impl Watching {
             if self.starts_of.contains(&key.service) || self.waits_for_dependency(key, &due) {
                 continue;
             }
+            let waits = self.waits_for_fallen(key);
             let Some(component) = self.components.get_mut(key) else {
                 continue;
             };
+            if waits {
+                component.restarting = Restarting::Due(now + SOON);
+                continue;
+            }
             if runs_elsewhere(snapshot, &component.row) {
                 // Unknown to the registry, as after an old backup: never two generations of it.
                 component.restarting = Restarting::Due(now + RETRY);
@@ -561,6 +645,19 @@ impl Watching {
         component.row.spec.depends_on.iter().any(|dependency| {
             let dependency = ComponentKey::new(key.service.clone(), dependency.clone());
             due.contains(&dependency)
+        })
+    }
+
+    /// Whether something that it depends on fell with it and has yet to come to a start of its own.
+    fn waits_for_fallen(&self, key: &ComponentKey) -> bool {
+        let Some(component) = self.components.get(key) else {
+            return false;
+        };
+        let now = Instant::now();
+        component.row.spec.depends_on.iter().any(|dependency| {
+            let dependency = ComponentKey::new(key.service.clone(), dependency.clone());
+            let dependency = self.components.get(&dependency);
+            dependency.is_some_and(|dependency| dependency.has_fallen(now))
         })
     }
 

@@ -19,6 +19,9 @@ use crate::testing::ScriptedEngine;
 mod component;
 mod current;
 mod emptied;
+mod meeting;
+mod races;
+mod rig;
 mod task;
 
 /// A time of day, so many seconds after some moment.

@@ -63,6 +63,10 @@ impl Runtime for ScriptedEngine {
         })
     }
 
+    async fn store(&self) -> Result<String, RuntimeError> {
+        Ok(self.state().store.clone())
+    }
+
     async fn list(&self) -> Result<Vec<LiveContainer>, RuntimeError> {
         // A real engine lets others run meanwhile.
         tokio::task::yield_now().await;

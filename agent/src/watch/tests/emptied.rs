@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::registry::{LostRow, ObservedRow};
 use crate::watch::component::Component;
-use crate::watch::emptied::lost;
+use crate::watch::emptied;
 use crate::watch::sight::blank;
 use crate::watch::snapshot::{EngineState, Snapshot};
 
@@ -37,6 +37,10 @@ fn components(seen: &[(&str, Change)]) -> BTreeMap<ComponentKey, Component> {
             (row.key.clone(), Component::new(row, Some(seen), time(1)))
         })
         .collect()
+}
+
+fn lost(components: &BTreeMap<ComponentKey, Component>, snapshot: &Snapshot) -> Vec<LostRow> {
+    emptied::lost(components, snapshot, &BTreeSet::new())
 }
 
 fn names(lost: Vec<LostRow>) -> Vec<String> {
@@ -74,6 +78,18 @@ fn a_container_that_claims_to_be_a_component_tells_of_another_registry() {
     let components = components(&[("shop/web", |row, _| row.container = ContainerId::new("old"))]);
     let left = lost(&components, &snapshot(EngineState::Answers, &["web"]));
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_a_deployment_that_is_under_way_has_made_tells_nothing() {
+    let components = components(&[
+        ("shop/web", |row, _| row.container = ContainerId::new("old")),
+        ("blog/app", RAN),
+    ]);
+    let busy = BTreeSet::from(["shop".parse().unwrap()]);
+    let answers = snapshot(EngineState::Answers, &["web"]);
+    let gone = emptied::lost(&components, &answers, &busy);
+    assert_eq!(names(gone), ["blog/app", "shop/web"]);
 }
 
 #[test]
