@@ -1,6 +1,7 @@
 //! A local image registry, for the tests that pull.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::engine::{Engine, eventually};
 pub struct Registry {
     address: SocketAddr,
     process: Child,
-    _storage: tempfile::TempDir,
+    storage: tempfile::TempDir,
 }
 
 impl Registry {
@@ -21,7 +22,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// Where `docker-registry` is not installed or does not listen within 10 s.
+    /// Where `docker-registry` is not installed or does not listen within 30 s.
     pub fn start() -> Result<Registry> {
         let storage = tempfile::tempdir()?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
@@ -34,23 +35,33 @@ impl Registry {
                 storage.path().display()
             ),
         )?;
-        let process = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("starting docker-registry; tests/scripts/install-deps.sh installs it")?;
-        let registry = Registry {
+        let process = begin(&config, address)?;
+        Ok(Registry {
             address,
             process,
-            _storage: storage,
-        };
-        eventually("the registry listens", Duration::from_secs(10), || {
-            Ok(TcpStream::connect(address).ok())
-        })?;
-        Ok(registry)
+            storage,
+        })
+    }
+
+    /// Ends it for a while; what it holds stays.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be ended.
+    pub fn away(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Starts it again, at the same address and with what it held.
+    ///
+    /// # Errors
+    ///
+    /// As [`Registry::start`].
+    pub fn back(&mut self) -> Result<()> {
+        self.process = begin(&self.storage.path().join("config.yml"), self.address)?;
+        Ok(())
     }
 
     /// The reference of `path` (such as `busybox:v1`) in this registry.
@@ -78,6 +89,25 @@ impl Drop for Registry {
         drop(self.process.kill());
         drop(self.process.wait());
     }
+}
+
+fn begin(config: &Path, address: SocketAddr) -> Result<Child> {
+    let mut process = Command::new("docker-registry")
+        .arg("serve")
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("starting docker-registry; tests/scripts/install-deps.sh installs it")?;
+    let listens = eventually("the registry listens", Duration::from_secs(30), || {
+        Ok(TcpStream::connect(address).ok())
+    });
+    if listens.is_err() {
+        drop(process.kill());
+        drop(process.wait());
+    }
+    listens.map(|_| process)
 }
 
 /// A port of 127.0.0.1 that nobody listens on in the calling thread's network.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use mcp_tests::definitions::{component, service};
 use mcp_tests::engine::{BUSYBOX, BUSYBOX_VERSIONS, Engine, Lane, eventually};
 use mcp_tests::fleet::{Fleet, text};
+use mcp_tests::registry::Registry;
 
 /// Longer than an agent takes to bring everything back on a machine under load.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,11 +21,12 @@ const RUNNING: [&str; 4] = ["aside-pinned", "shop-api", "shop-db", "shop-web"];
 mcp_tests::lanes!(
     what_an_emptied_store_took_along_is_brought_back,
     what_should_run_runs_after_a_reboot,
+    an_emptied_store_is_filled_from_the_registry,
+    what_an_engine_keeps_over_its_restart_is_kept,
 );
 
-/// An engine that nobody else uses, with a node: three components in a row, a job, one that is done, one that
-/// is held behind the head, and a service that an operator has stopped.
-fn node(lane: Lane, name: &str) -> Fleet {
+/// An engine that nobody else uses, with the images of the tests.
+fn engine(lane: Lane) -> &'static Engine {
     let engine: &'static Engine = Box::leak(Box::new(Engine::start(lane).unwrap()));
     for version in BUSYBOX_VERSIONS {
         engine
@@ -32,6 +34,13 @@ fn node(lane: Lane, name: &str) -> Fleet {
             .unwrap();
     }
     engine.enter().unwrap();
+    engine
+}
+
+/// An engine that nobody else uses, with a node: three components in a row, a job, one that is done, one that
+/// is held behind the head, and a service that an operator has stopped.
+fn node(lane: Lane, name: &str) -> Fleet {
+    let engine = engine(lane);
     let mut fleet = Fleet::workstation().unwrap();
     fleet.add_node(engine, name).unwrap();
     let once = "kind = \"job\"\ncmd = [\"/bin/sh\", \"-c\", \"exit 0\"]\n";
@@ -203,16 +212,137 @@ fn what_should_run_runs_after_a_reboot(lane: Lane) {
     let before = running(&fleet, name);
     let job = started_at(engine, "shop-migrate");
     let done = started_at(engine, "shop-done");
-    fleet.node_mut(name).kill().unwrap();
-    reboot(engine, &before);
-    engine.up().unwrap();
-    fleet.node_mut(name).serve().unwrap();
-    let back = all_is_back(&fleet, name);
-    for component in RUNNING {
-        assert_eq!(before[component].3, back[component].3);
+    // A second time as the first: what ends with the host has not failed, and waits for nothing.
+    for _ in 0..2 {
+        fleet.node_mut(name).kill().unwrap();
+        reboot(engine, &running(&fleet, name));
+        engine.up().unwrap();
+        fleet.node_mut(name).serve().unwrap();
+        let back = all_is_back(&fleet, name);
+        for component in RUNNING {
+            assert_eq!(before[component].3, back[component].3);
+        }
     }
     assert_eq!(started_at(engine, "shop-migrate"), job);
     assert_eq!(started_at(engine, "shop-done"), done);
+    waited_for_nothing(&fleet);
+}
+
+/// Nothing was put off by the restart policy's pauses.
+fn waited_for_nothing(fleet: &Fleet) {
+    let events = fleet.mcp(&["events", "-n", "500"]).ok().stdout;
+    assert!(!events.contains("restart-scheduled"), "{events}");
+}
+
+fn what_an_engine_keeps_over_its_restart_is_kept(lane: Lane) {
+    let name = "again";
+    let fleet = node(lane, name);
+    let engine = fleet.node(name).engine();
+    for _ in 0..2 {
+        let before = running(&fleet, name);
+        engine.restart().unwrap();
+        let back = all_is_back(&fleet, name);
+        // Podman's containers are no children of its service; docker's end with it.
+        let same = before == back;
+        assert_eq!(same, lane != Lane::Docker, "{before:?} {back:?}");
+        eventually("the agent sees it", PATIENCE, || {
+            let listed = fleet.list();
+            let runs = |component| text(&listed[component], "observed_state") == "running";
+            Ok((runs("shop/db") && runs("shop/api") && runs("shop/web")).then_some(()))
+        })
+        .unwrap();
+        assert_eq!(running(&fleet, name), back);
+    }
+    waited_for_nothing(&fleet);
+    fleet.mcp(&["drift"]).ok();
+}
+
+fn an_emptied_store_is_filled_from_the_registry(lane: Lane) {
+    let name = "pulled";
+    let engine = engine(lane);
+    let mut registry = Registry::start().unwrap();
+    let local = |version: &str| format!("{BUSYBOX}:{version}");
+    engine
+        .import_version(&local("v4"), "v4", "busybox", &[])
+        .unwrap();
+    let image = registry.push(engine, &local("v1"), "busybox:v1").unwrap();
+    // Another image than the first, or that one would be there already.
+    let moved = registry
+        .push(engine, &local("v3"), "busybox:moved")
+        .unwrap();
+    let mut fleet = Fleet::workstation().unwrap();
+    fleet.add_node(engine, name).unwrap();
+    let of = |text: String, image: &str| text.replace(&local("v1"), image);
+    let shop = [
+        of(component("db", "v1", ""), &image),
+        of(component("api", "v1", "depends_on = [\"db\"]\n"), &image),
+        // Nobody but the engine has had this one.
+        component("extra", "v4", ""),
+        of(
+            component("late", "v1", "depends_on = [\"extra\"]\n"),
+            &image,
+        ),
+    ];
+    fleet.write("services/shop.toml", &service("shop", name, &shop));
+    let other = [component("one", "v3", "").replace(&local("v3"), &moved)];
+    fleet.write("services/other.toml", &service("other", name, &other));
+    fleet.mcp(&["sync"]).ok();
+    fleet.mcp(&["deploy", "shop", "other"]).ok();
+    let before = running(&fleet, name);
+    assert_eq!(before.len(), 5);
+
+    // Containers and images are gone, the tag stands for something else, and the registry is away.
+    fleet.node_mut(name).terminate().unwrap();
+    registry
+        .push(engine, &local("v2"), "busybox:moved")
+        .unwrap();
+    for id in fleet.node(name).containers().unwrap() {
+        engine.remove(&id).unwrap();
+    }
+    let images = engine
+        .cli(&["images", "--all", "--quiet", "--no-trunc"])
+        .unwrap();
+    let mut images: Vec<&str> = images.lines().collect();
+    images.sort_unstable();
+    images.dedup();
+    let mut remove = vec!["rmi", "--force"];
+    remove.extend(images);
+    engine.cli(&remove).unwrap();
+    registry.away().unwrap();
+    fleet.node_mut(name).serve().unwrap();
+    let told = |about: &str, said: &str| {
+        let events = fleet.mcp(&["events", "-n", "200"]).stdout;
+        let is_told = |line: &str| line.contains(about) && line.contains(said);
+        Ok(events.lines().any(is_told).then_some(()))
+    };
+    for service in ["shop", "other"] {
+        eventually("it is told that it cannot be pulled", PATIENCE, || {
+            told(&format!("deployment-aborted  {service}"), "pull")
+        })
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", fleet.node(name).log()));
+    }
+    assert!(running(&fleet, name).is_empty());
+
+    registry.back().unwrap();
+    let back = eventually("what can be pulled runs", 2 * PATIENCE, || {
+        let now = running(&fleet, name);
+        Ok(now.keys().eq(["shop-api", "shop-db"]).then_some(now))
+    })
+    .unwrap_or_else(|error| {
+        let events = fleet.mcp(&["events", "-n", "60"]);
+        panic!("{error:#}: {:?}\n{events}", running(&fleet, name))
+    });
+    for component in ["shop-db", "shop-api"] {
+        assert_eq!(before[component].3, back[component].3);
+    }
+    eventually("other bytes are refused", 2 * PATIENCE, || {
+        told("deployment-aborted  other", "was deployed")
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", fleet.node(name).log()));
+    assert!(running(&fleet, name).keys().eq(["shop-api", "shop-db"]));
+    // An operator may take them.
+    fleet.mcp(&["deploy", "other"]).ok();
+    assert!(running(&fleet, name).contains_key("other-one"));
 }
 
 fn started_at(engine: &Engine, container: &str) -> Option<String> {
