@@ -4,9 +4,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod backup;
+mod clock;
 mod disk;
 mod registry;
 mod repository;
+mod unwritable;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +21,17 @@ use mcp_tests::fleet::Fleet;
 mcp_tests::lanes!(
     old_backup_neither_stops_nor_doubles_what_runs,
     lost_registry_is_made_anew_and_nothing_stops,
+    clock_that_is_years_off_touches_nothing_and_delays_nothing,
+    replaced_program_touches_nothing_that_runs,
 );
+
+fn clock_that_is_years_off_touches_nothing_and_delays_nothing(lane: Lane) {
+    clock::clock_that_is_years_off_touches_nothing_and_delays_nothing(lane);
+}
+
+fn replaced_program_touches_nothing_that_runs(lane: Lane) {
+    upgrade::replaced_program_touches_nothing_that_runs(lane);
+}
 
 fn old_backup_neither_stops_nor_doubles_what_runs(lane: Lane) {
     backup::old_backup_neither_stops_nor_doubles_what_runs(lane);
