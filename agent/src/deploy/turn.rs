@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mcp_spec::name::ComponentName;
-use mcp_spec::plan::ServicePlan;
+use mcp_spec::plan::{ActionKind, ServicePlan};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
@@ -130,10 +130,16 @@ pub(super) async fn take_turn(
     execution.run(row).await
 }
 
-/// Whether a plan starts from containers that are not the registered ones any more.
+/// Whether a plan starts from containers that are not the registered ones any more, or would start what an
+/// operator has stopped since.
 fn is_stale(plan: &ServicePlan, old: &BTreeMap<ComponentName, DeployedRow>) -> bool {
     plan.actions.iter().any(|action| {
+        let row = old.get(&action.component);
         let planned = action.before.as_ref().map(|before| &before.container);
-        planned != old.get(&action.component).map(|row| &row.container)
+        let starts = action.kind != ActionKind::None
+            && !action.clears_stop
+            && action.after.as_ref().is_some_and(|after| after.running);
+        planned != row.map(|row| &row.container)
+            || starts && row.is_some_and(|row| row.stopped_by.is_some())
     })
 }

@@ -94,6 +94,23 @@ fn newer_deployment_queues_behind_one_that_has_crossed_the_line() {
 }
 
 #[test]
+fn restart_that_was_planned_before_a_stop_starts_nothing() {
+    on_a_node(|node, agent| async move {
+        let restart = agent.submission(Op::Restart, "").await;
+        agent.operate(Op::Stop).await;
+        let ended = agent.carry_out(restart).await.unwrap();
+        assert_eq!(ended.row.outcome, Some(Outcome::Aborted));
+        assert!(
+            node.engine
+                .containers()
+                .iter()
+                .all(|live| !live.state.is_running())
+        );
+        agent.kill().await;
+    });
+}
+
+#[test]
 fn cancelled_deployment_before_the_line_touches_nothing() {
     on_a_node(|node, agent| async move {
         let before = node.engine.containers();
