@@ -447,3 +447,6 @@ impl Reclaimer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
