@@ -477,6 +477,34 @@ fn jobs_run_in_a_deploy_that_changes_them_and_otherwise_only_where_asked() {
 }
 
 #[test]
+fn an_emptied_engine_gets_back_what_should_run_and_nothing_else() {
+    let mut world = settled();
+    for name in ["job", "done", "held", "kept"] {
+        world.wants(name, component(""));
+        world.has(name, component(""));
+    }
+    world.of("job").spec = component("kind = \"job\"\nrestart = \"no\"");
+    world.of("done").ended = true;
+    world.of("held").held_at = Some(revision("b"));
+    world.of("db").stopped_by = Some("kyle".to_owned());
+    world.of("api").adopted = Some(Vec::new());
+    let lost: BTreeSet<ComponentKey> = ["api", "db", "done", "held", "job", "web"]
+        .into_iter()
+        .map(key)
+        .collect();
+    for key in &lost {
+        world.observed.insert(key.clone(), Observed::Absent);
+    }
+    let plan = world.lifecycle(|input| plan_bring_back(input, &lost));
+    for name in ["held", "web"] {
+        assert_eq!(world.kind(&plan, name), Some(ActionKind::Create), "{name}");
+    }
+    for name in ["api", "db", "done", "job", "kept"] {
+        assert_eq!(world.kind(&plan, name), Some(ActionKind::None), "{name}");
+    }
+}
+
+#[test]
 fn the_plan_id_follows_specs_containers_and_policy() {
     let world = settled();
     let id = *world.deploy().id();
