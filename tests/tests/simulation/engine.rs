@@ -16,7 +16,7 @@ use mcp_spec::image::Digest;
 use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::{ContainerId, ContainerState, ImageId, LiveContainer, label};
 use tokio::sync::{broadcast, oneshot};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::clock::SimClock;
 use super::dice::Dice;
@@ -83,6 +83,10 @@ pub(crate) struct Container {
     pub(crate) live: LiveContainer,
     /// Somebody else's: the agent must not touch it.
     pub(crate) is_foreign: bool,
+    /// The component that an operator adopted it as.
+    pub(crate) adopted_as: Option<ComponentKey>,
+    /// Whether it ran when it was captured last.
+    pub(crate) captured: Option<bool>,
     pub(crate) behaviour: Behaviour,
     /// Its configuration as it was made.
     pub(crate) made_as: BTreeMap<String, String>,
@@ -101,7 +105,9 @@ impl Container {
     /// The component that it was made for, where it is the agent's.
     pub(crate) fn key(&self) -> Option<ComponentKey> {
         let ours = self.live.labels.get(label::NODE).map(String::as_str) == Some(NODE);
-        self.live.claimed_key().filter(|_| ours && !self.is_foreign)
+        let made_for = || self.live.claimed_key().filter(|_| ours);
+        let key = self.adopted_as.clone().or_else(made_for);
+        key.filter(|_| !self.is_foreign)
     }
 }
 
@@ -117,7 +123,8 @@ pub(crate) struct State {
     pub(crate) tags: BTreeMap<KeepTag, ImageId>,
     /// The images were lost once: what was kept of them is not kept again.
     pub(crate) lost_images: bool,
-    pub(crate) is_down: bool,
+    /// Since when it does not answer.
+    pub(crate) down_since: Option<Instant>,
     /// Grows with each restart of the engine: what was under way then is lost.
     epoch: u64,
     made: u64,
@@ -307,7 +314,7 @@ impl Engine {
             sleep(took).await;
             let result = {
                 let mut state = engine.state();
-                if state.epoch == epoch && !state.is_down {
+                if state.epoch == epoch && state.down_since.is_none() {
                     effect(&engine, &mut state)
                 } else {
                     Err(uncertain(call))
@@ -329,7 +336,7 @@ impl Engine {
     }
 
     fn reachable(&self) -> Result<(), RuntimeError> {
-        if self.state().is_down {
+        if self.state().down_since.is_some() {
             return Err(unreachable());
         }
         Ok(())
@@ -414,6 +421,7 @@ impl Engine {
         state.made += 1;
         let id = ContainerId::new(format!("{:012x}{:052x}", state.made, 0));
         let tag = reference.rsplit(':').next().unwrap_or_default();
+        let fields = BTreeMap::from([("memory".to_owned(), "512 MiB".to_owned())]);
         let container = Container {
             live: LiveContainer {
                 id: id.clone(),
@@ -424,12 +432,14 @@ impl Engine {
                 labels,
                 started_at: None,
                 finished_at: None,
-                fields: BTreeMap::new(),
+                fields: fields.clone(),
                 addresses: BTreeMap::new(),
             },
             is_foreign,
+            adopted_as: None,
+            captured: None,
             behaviour: Behaviour::of(tag),
-            made_as: BTreeMap::new(),
+            made_as: fields,
             networks: BTreeSet::new(),
             run: 0,
             lock: Arc::default(),
@@ -536,7 +546,7 @@ impl Engine {
     /// The engine goes away; its containers may end with it.
     pub(crate) fn go_down(&self, with_containers: bool) {
         let mut state = self.state();
-        state.is_down = true;
+        state.down_since.get_or_insert_with(Instant::now);
         state.epoch += 1;
         *self.events.lock().unwrap() = broadcast::channel(256).0;
         if with_containers {
@@ -548,12 +558,13 @@ impl Engine {
     }
 
     pub(crate) fn come_up(&self) {
-        self.state().is_down = false;
+        self.state().down_since = None;
     }
 
     /// Everything that the engine held is gone, but what somebody else made.
     pub(crate) fn lose_store(&self, with_images: bool) {
         let mut state = self.state();
+        self.model.store_emptied(&state);
         state.containers.clear();
         state.networks.clear();
         if with_images {

@@ -7,10 +7,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, stream};
 use mcp_agent::runtime::{
-    ContainerRequest, EngineEvent, EngineFacts, EngineName, ExecOutcome, ImageFacts, KeepTag,
-    LogLine, LogOptions, PullProgress, Runtime, RuntimeError,
+    Capture, ContainerRequest, EngineEvent, EngineFacts, EngineName, ExecOutcome, ImageFacts,
+    KeepTag, LogLine, LogOptions, PullProgress, Runtime, RuntimeError,
 };
+use mcp_spec::capture::Captured;
 use mcp_spec::image::ImageRef;
+use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::{ContainerId, ContainerState, ImageId, LiveContainer};
 use tokio::sync::broadcast;
 
@@ -144,6 +146,25 @@ impl Runtime for Hands {
                 .map(|container| container.live.clone())
         })
         .await
+    }
+
+    async fn capture(
+        &self,
+        id: &ContainerId,
+        key: &ComponentKey,
+    ) -> Result<Option<Capture>, RuntimeError> {
+        self.ask("capture", |_| ()).await?;
+        let mut state = self.engine().state();
+        let Some(container) = state.containers.get_mut(id) else {
+            return Ok(None);
+        };
+        container.captured = Some(container.runs());
+        let image: ImageRef = container.live.image_name.parse().unwrap();
+        Ok(Some(Capture {
+            live: container.live.clone(),
+            image_digest: None,
+            captured: Captured::bare(key, &image),
+        }))
     }
 
     async fn image(&self, image: &ImageRef) -> Result<Option<ImageFacts>, RuntimeError> {

@@ -3,7 +3,8 @@
 //! It sees every change of the engine's containers and every transaction of the registry, and judges
 //! each call of the agent when it is made (here) and each transaction when it is written (`ledger`). It
 //! knows nothing of how the agent works: only what is deployed, which deployments are under way and how
-//! far, and who did what to a container. What has to be true of a node at rest is in `rest`.
+//! far, and who did what to a container. What the agent does by itself has rules of its own (`alone`);
+//! what has to be true of a node at rest is in `rest`.
 //!
 //! The rules, as `docs/architecture.md` has them:
 //!
@@ -23,13 +24,20 @@
 //!    call failed nothing is left over of what it replaced or made in vain.
 //! 9. What the engine did not say is not acted on: nothing is made anew that is still there.
 //! 10. Whatever a deployment does to a component beyond the line is journalled before; what it puts back
-//!     too; an operator's stop is on record before anything stops.
+//!     too, and what depends on something before that; an operator's stop is on record before anything
+//!     stops.
 //! 11. Deployments go from state to state as `docs/architecture.md` draws it, end as they went, one of a
 //!     service at a time; a request leads to one deployment; what is beyond the line is neither
 //!     cancelled nor superseded, and superseded is only what a newer one brings about too.
 //! 12. A commit writes what was made and nothing else; holds and stops change by an operator's word.
 //! 13. What was written is there when the agent begins again, whether it was killed or the power failed.
+//! 14. What somebody undoes again and again the agent repairs after pauses that grow; while the engine is
+//!     away, and where a deployment did not converge, it begins nothing.
+//! 15. What an emptied engine took along comes back as it was.
+//! 16. An operator's word alone makes a container the agent's that it did not make, and nothing is
+//!     touched by that; what it was told to let go of is somebody else's.
 
+mod alone;
 mod ledger;
 mod rest;
 
@@ -49,6 +57,7 @@ use mcp_spec::observed::{ContainerId, ContainerState, DesiredState, label};
 use mcp_spec::plan::{Action, ActionKind, ServicePlan};
 use tokio::time::Instant;
 
+use self::alone::Repairs;
 use super::engine::{Container, Engine, State};
 use super::hands::ShortName as _;
 use super::history::History;
@@ -133,6 +142,9 @@ struct Known {
     series: BTreeMap<ContainerId, Series>,
     /// Starts that the restart policy has asked for.
     reviving: BTreeSet<ContainerId>,
+    repairs: BTreeMap<ComponentKey, Repairs>,
+    /// What an emptied engine took along, where nothing stands in the way of its coming back.
+    lost: BTreeMap<ComponentKey, ContainerId>,
     /// The newest accepted revision, as its place in the history.
     accepted: usize,
 }
@@ -197,7 +209,12 @@ impl Model {
     pub(crate) fn head_is(&self, place: Option<usize>) {
         let mut known = self.known();
         match place {
-            Some(place) if place >= known.accepted => known.accepted = place,
+            Some(place) if place >= known.accepted => {
+                if place > known.accepted {
+                    known.repairs.clear();
+                }
+                known.accepted = place;
+            }
             _ => self.trace.violation(format!(
                 "the head fell: it is {place:?} after {}",
                 known.accepted
@@ -214,6 +231,9 @@ impl Model {
         }
         for series in known.series.values_mut() {
             series.starts = series.starts.saturating_sub(1);
+        }
+        for repairs in known.repairs.values_mut() {
+            repairs.forget_one();
         }
     }
 
@@ -307,6 +327,7 @@ impl Model {
             && *deed != Deed::Removed
         {
             judge_order(open, row, &key, &wrong);
+            judge_back(open, state, &key, &wrong);
         }
         match (deed, open) {
             (Deed::Stopped | Deed::Removed, open) => {
@@ -519,6 +540,26 @@ fn judge_order(
     }
 }
 
+/// Rule 10: what depends on a component is put back first.
+fn judge_back(open: &Open, state: &State, key: &ComponentKey, wrong: &impl Fn(String)) {
+    if open.row.state != DeploymentState::Compensating || open.troubled {
+        return;
+    }
+    let of_it = |action: &&Action| {
+        let after = action.after.as_ref();
+        after.is_some_and(|after| after.spec.depends_on.contains(&key.component))
+    };
+    for action in open.plan.actions.iter().filter(of_it) {
+        let its = |container: &&Container| {
+            let its = container.key();
+            open.made(container) && its.is_some_and(|its| its.component == action.component)
+        };
+        if state.containers.values().filter(its).any(Container::runs) {
+            wrong(format!("is put back before {}", action.component));
+        }
+    }
+}
+
 /// Rule 5 of a deployment, and rule 6 of what is stopped.
 fn judge_start(open: &Open, container: &Container, key: &ComponentKey, wrong: &impl Fn(String)) {
     let Some(action) = open.action(&key.component) else {
@@ -553,7 +594,7 @@ fn judge_start(open: &Open, container: &Container, key: &ComponentKey, wrong: &i
             action.kind
         ));
     }
-    if container.live.name != key.container_name() {
+    if container.live.name != key.container_name() && container.adopted_as.is_none() {
         wrong("was started under another name than its component's".to_owned());
     }
     let stays_down = action.after.as_ref().is_some_and(|after| !after.running);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_agent::Agent;
+use mcp_agent::adoption::{Chosen, adopt, forget};
 use mcp_agent::deploy::{Cancelled, Order, Replan, Submission, Taken};
 use mcp_agent::planning::{Lifecycle, Planned, Wish};
 use mcp_agent::registry::{HoldRow, Trigger};
@@ -34,6 +35,8 @@ pub(crate) enum Wanted {
     Lifecycle(Lifecycle, ServiceName),
     Purge,
     Hold(ComponentKey, bool),
+    Adopt(Chosen),
+    Forget(Target),
     /// Holds what the agent is about to change by itself, as soon as there is such a thing.
     Overrule,
     Cancel,
@@ -48,6 +51,14 @@ pub(crate) async fn ask(agent: Arc<Agent>, engine: Arc<Engine>, wanted: Wanted, 
         Wanted::Cancel => cancel(&agent, &engine).await,
         Wanted::Hold(key, held) => hold(&agent, key, held).await,
         Wanted::Overrule => overrule(&agent, &engine).await,
+        Wanted::Adopt(chosen) => match adopt(&agent, "kyle", chosen, false).await {
+            Ok(adopted) => format!("adopted {}", adopted.len()),
+            Err(error) => format!("not adopted: {error}"),
+        },
+        Wanted::Forget(target) => match forget(&agent, "kyle", &[target], true).await {
+            Ok(rows) => format!("let go of {}", rows.len()),
+            Err(error) => format!("not let go of: {error}"),
+        },
         wanted => carry_out(&agent, &engine, wanted, &request).await,
     };
     engine.trace.line(|| format!("operator: {request}: {said}"));
@@ -136,7 +147,11 @@ async fn plan(agent: &Agent, wanted: &Wanted) -> Result<Planned, String> {
                 .await
         }
         Wanted::Purge => planner.purge(None).await,
-        Wanted::Hold(..) | Wanted::Overrule | Wanted::Cancel => unreachable!("these are no plans"),
+        Wanted::Hold(..)
+        | Wanted::Adopt(_)
+        | Wanted::Forget(_)
+        | Wanted::Overrule
+        | Wanted::Cancel => unreachable!("these are no plans"),
     };
     planned.map_err(|error| error.to_string())
 }
@@ -146,9 +161,7 @@ const fn trigger(wanted: &Wanted) -> Trigger {
         Wanted::Rollback { .. } => Trigger::Rollback,
         Wanted::Lifecycle(lifecycle, _) => lifecycle.trigger(),
         Wanted::Purge => Trigger::Purge,
-        Wanted::Deploy { .. } | Wanted::Hold(..) | Wanted::Overrule | Wanted::Cancel => {
-            Trigger::Deploy
-        }
+        _ => Trigger::Deploy,
     }
 }
 

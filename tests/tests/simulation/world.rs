@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
+use mcp_agent::adoption::Chosen;
 use mcp_agent::planning::Lifecycle;
 use mcp_agent::registry::EventQuery;
+use mcp_spec::component::Reconcile;
 use mcp_spec::name::{ComponentKey, ServiceName, Target};
 use mcp_spec::observed::{ContainerId, ContainerState, label};
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::clock::SimClock;
@@ -31,6 +34,13 @@ const QUIET: Duration = Duration::from_secs(408);
 
 /// How often a node is looked at while it comes to rest.
 const LOOK: Duration = Duration::from_secs(34);
+
+/// A container that nobody knows, under a name that a component might have.
+const STRANGER: &str = "shop-extra";
+
+/// How often somebody undoes what the agent repairs, and how long they wait for each repair.
+const UNDONE: u32 = 9;
+const REPAIR: Duration = Duration::from_secs(330);
 
 /// Runs one seed; tells what happened, and which rule was broken.
 pub(crate) fn run(seed: u64, aloud: bool) -> (Vec<String>, Option<String>) {
@@ -59,6 +69,8 @@ struct World {
     dice: Dice,
     /// What was asked, by request id.
     asked: Vec<(String, Wanted)>,
+    /// Those who undo what the agent repairs.
+    contests: JoinSet<()>,
     trace: Arc<Trace>,
 }
 
@@ -75,7 +87,7 @@ impl World {
             let mut state = engine.state();
             let stranger = engine.put(
                 &mut state,
-                "stranger",
+                STRANGER,
                 "localhost/x:good1",
                 BTreeMap::new(),
                 true,
@@ -111,6 +123,7 @@ impl World {
             profile,
             dice,
             asked: Vec::new(),
+            contests: JoinSet::new(),
             trace,
         }
     }
@@ -210,11 +223,26 @@ impl World {
             Act::EngineGoesAway => self.restart_engine().await,
             Act::EngineLosesAll => self.lose_store().await,
             Act::ForeignHand => self.foreign_hand(),
+            Act::Contest => {
+                self.contest();
+                sleep(self.dice.millis(0, 400_000)).await;
+            }
+            Act::Adopt => self.adopt(),
+            Act::Forget => {
+                if let Some(ComponentKey { service, component }) = self.some_key() {
+                    self.ask(Wanted::Forget(Target {
+                        node: None,
+                        service,
+                        component: Some(component),
+                    }));
+                }
+            }
             Act::Forgery => self.forge(),
             Act::ClockJumps => {
                 let days = i64::try_from(self.dice.below(7300)).unwrap() - 3650;
                 self.trace
                     .line(|| format!("world: the clock jumps by {days} days"));
+                self.engine().model.clock_jumps();
                 self.engine()
                     .clock
                     .jump(SignedDuration::from_hours(24 * days));
@@ -260,6 +288,52 @@ impl World {
     fn some_key(&self) -> Option<ComponentKey> {
         let rows = self.engine().model.rows();
         self.dice.pick(&rows).map(|row| row.key.clone())
+    }
+
+    /// An operator names a service, or any container at all.
+    fn adopt(&mut self) {
+        let names: Vec<String> = {
+            let state = self.engine().state();
+            let containers = state.containers.values();
+            containers.map(|c| c.live.name.clone()).collect()
+        };
+        let service = self.service();
+        let by_name = Chosen::ByName(Target {
+            node: None,
+            service: service.clone(),
+            component: None,
+        });
+        let key = ComponentKey::new(service, "spare".parse().unwrap());
+        let chosen = match self.dice.pick(&names) {
+            Some(name) if self.dice.chance(400) => Chosen::As(name.clone(), key),
+            _ => by_name,
+        };
+        self.ask(Wanted::Adopt(chosen));
+    }
+
+    /// Somebody who wants a component otherwise than the agent does, and comes back each time.
+    fn contest(&mut self) {
+        let rows = self.engine().model.rows();
+        let of_auto: Vec<_> = rows
+            .into_iter()
+            .filter(|row| row.settings.reconcile == Reconcile::Auto)
+            .collect();
+        let Some(key) = self.dice.pick(&of_auto).map(|row| row.key.clone()) else {
+            return;
+        };
+        let what = *self.dice.pick(&[2, 3, 4, 4]).unwrap();
+        let pauses: Vec<Duration> = (0..UNDONE).map(|_| self.dice.millis(20, 2500)).collect();
+        self.trace
+            .line(|| format!("foreign: {what} to {key}, again and again"));
+        let engine = Arc::clone(self.engine());
+        self.contests.spawn(async move {
+            for pause in pauses {
+                let repaired = tokio::time::timeout(REPAIR, repaired(&engine, &key));
+                let Ok(id) = repaired.await else { return };
+                sleep(pause).await;
+                meddle(&engine, &id, &key, what);
+            }
+        });
     }
 
     fn deploy(&mut self) {
@@ -358,6 +432,7 @@ impl World {
         self.trace
             .line(|| "foreign: a copy for another node".to_owned());
         labels.insert(label::NODE.to_owned(), format!("{NODE}-2"));
+        engine.model.claimed();
         let name = format!("copy-{}", state.containers.len());
         let copy = engine.put(&mut state, &name, "localhost/x:good1", labels, true);
         if self.dice.chance(500) {
@@ -378,40 +453,14 @@ impl World {
             return;
         };
         let what = self.dice.below(5);
-        self.trace.line(|| format!("foreign: {what} to {key}"));
-        engine.model.harm(&key);
-        let mut state = engine.state();
-        match what {
-            0 => {
-                engine.end(&mut state, &id, 137);
-            }
-            1 => {
-                engine.end(&mut state, &id, 0);
-            }
-            2 => engine.take_away(&mut state, &id),
-            3 => {
-                if let Some(container) = state.containers.get_mut(&id)
-                    && container.runs()
-                {
-                    container.live.state = ContainerState::Paused;
-                }
-            }
-            _ => {
-                // What was not started yet is not known by its looks.
-                if let Some(container) = state.containers.get_mut(&id)
-                    && container.live.state != ContainerState::Created
-                {
-                    let fields = &mut container.live.fields;
-                    fields.insert("memory".to_owned(), "256 MiB".to_owned());
-                }
-            }
-        }
+        meddle(&engine, &id, &key, what);
     }
 
     /// The calm after it: the node comes to rest, stays there, and an agent that begins again changes
     /// nothing.
     async fn settle(&mut self) {
         self.trace.line(|| "world: calm".to_owned());
+        self.contests.shutdown().await;
         self.engine().set_faults(0);
         self.engine().come_up();
         self.node.life.set_fuse(Fuse::Off);
@@ -514,6 +563,59 @@ impl World {
             if pair[1].seq != pair[0].seq + 1 {
                 self.trace
                     .violation(format!("event {} follows {}", pair[1].seq, pair[0].seq));
+            }
+        }
+    }
+}
+
+/// Waits until a component runs as it was made.
+async fn repaired(engine: &Engine, key: &ComponentKey) -> ContainerId {
+    loop {
+        let rows = engine.model.rows();
+        let row = rows.into_iter().find(|row| row.key == *key);
+        let as_made = row.filter(|row| {
+            let state = engine.state();
+            let container = state.containers.get(&row.container);
+            container.is_some_and(|container| {
+                container.runs()
+                    && container.live.state != ContainerState::Paused
+                    && container.live.fields == container.made_as
+            })
+        });
+        if let Some(row) = as_made {
+            return row.container;
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// What somebody who knows nothing of the agent does to a container.
+fn meddle(engine: &Engine, id: &ContainerId, key: &ComponentKey, what: u64) {
+    engine.trace.line(|| format!("foreign: {what} to {key}"));
+    engine.model.harm(key);
+    let mut state = engine.state();
+    match what {
+        0 => {
+            engine.end(&mut state, id, 137);
+        }
+        1 => {
+            engine.end(&mut state, id, 0);
+        }
+        2 => engine.take_away(&mut state, id),
+        3 => {
+            if let Some(container) = state.containers.get_mut(id)
+                && container.runs()
+            {
+                container.live.state = ContainerState::Paused;
+            }
+        }
+        _ => {
+            // What was not started yet is not known by its looks.
+            if let Some(container) = state.containers.get_mut(id)
+                && container.live.state != ContainerState::Created
+            {
+                let fields = &mut container.live.fields;
+                fields.insert("memory".to_owned(), "256 MiB".to_owned());
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The rules of what the registry says, judged after each transaction: 6, 8, 9 and 11 to 13.
+//! The rules of what the registry says, judged after each transaction: 8, 11 to 13 and 16.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -9,15 +9,16 @@ use mcp_agent::registry::{
     DeployedRow, DeploymentId, DeploymentRow, DeploymentState, Lookup, Outcome, Registry,
     StepPhase, StepRow, Trigger,
 };
-use mcp_spec::component::{OnFailure, Reconcile};
+use mcp_spec::component::OnFailure;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerState, DesiredState, label};
-use mcp_spec::plan::{Action, ActionKind, HoldChange, Reason, ServicePlan};
+use mcp_spec::plan::{ActionKind, HoldChange, ServicePlan};
 use tokio::time::Instant;
 
 use super::{Known, Model, Open, is_beyond_the_line};
 use crate::engine::{Container, Engine, State};
+use crate::history::NODE;
 
 /// What the registry says.
 struct Said {
@@ -161,6 +162,19 @@ impl Model {
             if was == is {
                 continue;
             }
+            match (write, was, is) {
+                ("adopt", None, Some(is)) => {
+                    self.judge_adopted(engine, is);
+                    continue;
+                }
+                ("forget", Some(was), None) => {
+                    if let Some(its) = engine.state().containers.get_mut(&was.container) {
+                        its.is_foreign = true;
+                    }
+                    continue;
+                }
+                _ => {}
+            }
             let open = known
                 .open
                 .values()
@@ -215,6 +229,32 @@ impl Model {
                 }
             }
         }
+    }
+
+    /// Rule 16; from here on the container is the agent's.
+    fn judge_adopted(&self, engine: &Engine, row: &DeployedRow) {
+        let mut state = engine.state();
+        // Somebody took it away meanwhile.
+        let Some(container) = state.containers.get_mut(&row.container) else {
+            return;
+        };
+        let wrong = |what: &str| {
+            self.trace
+                .violation(format!("{} {what}, and was adopted", container.live.name));
+        };
+        let node = container.live.labels.get(label::NODE);
+        if node.is_some_and(|node| node != NODE) {
+            wrong("is another node's");
+        }
+        if container.key().is_some() {
+            wrong("is left over by a deployment");
+        }
+        if container.captured == Some(false) && row.wanted() == DesiredState::Running {
+            wrong("did not run, shall run");
+        }
+        container.is_foreign = false;
+        container.adopted_as = Some(row.key.clone());
+        container.made_as = row.baseline.clone();
     }
 
     /// Rule 12: what the plan was for is written, where nothing failed.
@@ -314,11 +354,15 @@ impl Model {
             troubled,
             excused,
         };
+        if from.is_none() {
+            self.judge_beginning(engine, &mut known, &open);
+        }
         if is_new_plan || crosses {
             self.judge_plan(engine, &known, &open, crosses);
         }
         if crosses {
             self.judge_crossing(&known, &open);
+            self.judge_repairs(&mut known, &open);
         }
         if open.row.state == DeploymentState::Compensating {
             self.judge_patience(&open);
@@ -376,80 +420,6 @@ impl Model {
         }
     }
 
-    /// Rules 6, 7 and 9, when a plan is taken on and when it crosses the line.
-    fn judge_plan(&self, engine: &Engine, known: &Known, open: &Open, crosses: bool) {
-        let trigger = open.row.trigger;
-        // What an emptied engine took along comes back as it was, whoever deploys the service.
-        let as_it_was = |action: &Action| {
-            let key = ComponentKey::new(open.row.service.clone(), action.component.clone());
-            let row = known.rows.get(&key);
-            let after = action.after.as_ref();
-            action.reason == Reason::EngineEmptied
-                && row.zip(after).is_some_and(|(row, after)| {
-                    row.spec_digest == after.spec_digest && row.revision == after.revision
-                })
-        };
-        let mut acting = open.plan.actions.iter();
-        let comes_back = acting.all(|action| action.kind == ActionKind::None || as_it_was(action));
-        if trigger == Trigger::Auto
-            && open.plan.settings.reconcile != Reconcile::Auto
-            && !comes_back
-        {
-            self.trace.violation(format!(
-                "{} is deployed by the agent itself, and is an operator's to deploy",
-                open.row.service
-            ));
-        }
-        for action in &open.plan.actions {
-            let key = ComponentKey::new(open.row.service.clone(), action.component.clone());
-            let wrong = |what: &str| {
-                self.trace.violation(format!(
-                    "{key}: a deployment by {} ({}) {what}",
-                    trigger.as_str(),
-                    action.kind
-                ));
-            };
-            let row = known.rows.get(&key);
-            let after = action.after.as_ref();
-            if let (ActionKind::Create, Some(before), false) =
-                (action.kind, &action.before, open.is_beyond_the_line())
-                && engine.state().containers.contains_key(&before.container)
-            {
-                wrong("makes anew what is still there");
-            }
-            if action.kind == ActionKind::None {
-                continue;
-            }
-            let is_job = after.is_some_and(|after| after.spec.kind.is_job());
-            let runs_jobs = matches!(trigger, Trigger::Deploy | Trigger::Rollback);
-            if is_job && action.kind != ActionKind::Stop && !runs_jobs {
-                wrong("runs a job");
-            }
-            // Until then an operator's word may come, and counts.
-            if trigger != Trigger::Auto || !crosses {
-                continue;
-            }
-            if row.is_some_and(|row| row.stopped_by.is_some()) {
-                wrong("changes what an operator stopped");
-            }
-            // Bringing back what is held, as it is held, is no change.
-            let moves = |row: &DeployedRow| {
-                after.is_none_or(|after| !after.running || after.spec_digest != row.spec_digest)
-            };
-            if row.is_some_and(|row| row.hold.is_some() && moves(row)) {
-                wrong("changes what is held");
-            }
-            if let Some(after) = after
-                && known
-                    .quarantined
-                    .contains(&(key.clone(), after.spec_digest))
-                && row.is_none_or(|row| row.spec_digest != after.spec_digest)
-            {
-                wrong("deploys what is quarantined");
-            }
-        }
-    }
-
     /// Rules 8 and 11.
     fn ended(&self, engine: &Engine, row: &DeploymentRow) {
         let mut known = self.known();
@@ -467,6 +437,9 @@ impl Model {
             )
         });
         self.judge_end(&known, &open, row);
+        if row.trigger.is_operators() {
+            known.repairs.retain(|key, _| key.service != row.service);
+        }
         known.series.retain(|id, _| {
             let state = engine.state();
             let key = state.containers.get(id).and_then(Container::key);

@@ -14,7 +14,7 @@ use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::{ContainerState, DesiredState};
 
 use super::{Known, Model};
-use crate::engine::{Container, Engine, State};
+use crate::engine::{Behaviour, Container, Engine, State};
 use crate::history::NOWHERE;
 
 /// The service that the agent reconciles by itself.
@@ -48,6 +48,7 @@ impl Model {
         for row in known.rows.values() {
             let key = &row.key;
             if !state.lost_images
+                && !row.adopted
                 && state.images.values().any(|image| *image == row.image_id)
                 && state.tags.values().all(|image| *image != row.image_id)
             {
@@ -56,7 +57,7 @@ impl Model {
             let Some(container) = state.containers.get(&row.container) else {
                 continue;
             };
-            if container.live.name != key.container_name() {
+            if container.live.name != key.container_name() && !row.adopted {
                 wrong(format!("{key} bears the name {}", container.live.name));
             }
             let runs = container.runs();
@@ -102,6 +103,37 @@ impl Model {
             }
         }
         self.converged(&known, &state, &wrong);
+        self.brought_back(&known, &wrong);
+    }
+
+    /// Rule 15: where all of a service can run, all of it is back.
+    fn brought_back(&self, known: &Known, wrong: &impl Fn(String)) {
+        let head = &self.history.revisions[known.accepted];
+        for (key, container) in &known.lost {
+            let of_service = |other: &&ComponentKey| other.service == key.service;
+            let rows = || known.rows.values().filter(|row| of_service(&&row.key));
+            let can_run = rows().all(|row| {
+                let tag = row.spec.image.to_string();
+                let behaviour = Behaviour::of(tag.rsplit(':').next().unwrap_or_default());
+                row.spec.kind.is_job() || behaviour.lasts() && behaviour.healthy_after.is_some()
+            });
+            let has_images = head
+                .images
+                .iter()
+                .filter(|(key, _)| of_service(key))
+                .all(|(_, image)| !image.contains(NOWHERE));
+            let row = known.rows.get(key).filter(|row| {
+                row.container == *container
+                    && row.wanted() == DesiredState::Running
+                    && !row.spec.kind.is_job()
+            });
+            if let Some(row) = row.filter(|_| can_run && has_images) {
+                wrong(format!(
+                    "{} was lost with the engine's store, and is not back",
+                    row.key
+                ));
+            }
+        }
     }
 
     /// After a sweep: nothing is left of what was replaced.
