@@ -24,8 +24,21 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// Seeds that each mutation is tried on, where nothing else is asked for.
 const SEEDS: u64 = 400;
 
-/// The longest that one run may take: a mutant may go round for ever.
-const PATIENCE: Duration = Duration::from_secs(900);
+/// How many times longer than without a mutation a run may take: a mutant may go round for ever.
+const PATIENCE: u32 = 4;
+
+/// What it may take in any case: other work makes a machine slow for a while.
+const LEAST: Duration = Duration::from_secs(120);
+
+/// What could catch a mutant, in this order: what catches, its program, and which of its tests.
+const TRIALS: &[Trial] = &[
+    ("simulation", "simulation", &["every_rule"]),
+    ("sweep", "mcp_agent", &["deploy::tests::"]),
+    ("test", "mcp_spec", &[]),
+    ("test", "mcp_agent", &["--skip", "deploy::tests::"]),
+];
+
+type Trial = (&'static str, &'static str, &'static [&'static str]);
 
 /// What tells a mutant that it is one; the name comes from outside.
 const SWITCH: &str = r#"
@@ -50,6 +63,14 @@ struct Mutation {
 struct Said {
     passed: bool,
     text: String,
+    took: Duration,
+}
+
+/// The programs that hold the tests, and how long each of the trials may take.
+struct Bench {
+    programs: BTreeMap<String, PathBuf>,
+    seeds: u64,
+    patience: Vec<Duration>,
 }
 
 fn main() -> Result<()> {
@@ -77,11 +98,12 @@ fn main() -> Result<()> {
     for name in &gone {
         println!("{name}: NO LONGER APPLIES");
     }
-    let tests = build(&place)?;
-    let healthy = try_on(&tests, "", seeds)?;
-    if let Some(why) = healthy {
-        bail!("without any mutation: {why}");
-    }
+    let mut bench = Bench {
+        programs: build(&root, &place.join("tree"))?,
+        seeds,
+        patience: Vec::new(),
+    };
+    bench.measure()?;
     let mut missed = gone.len();
     let mut report = "| change | what caught it |\n| --- | --- |\n".to_owned();
     for mutation in &mutations {
@@ -90,7 +112,7 @@ fn main() -> Result<()> {
         if !is_wanted || gone.contains(name) {
             continue;
         }
-        let caught = try_on(&tests, name, seeds)?;
+        let caught = bench.catches(name)?;
         if caught.is_none() {
             missed += 1;
         }
@@ -194,14 +216,15 @@ fn mutate(root: &Path, tree: &Path, mutations: &[Mutation]) -> Result<Vec<String
     Ok(gone)
 }
 
-/// Builds the simulation and the unit tests of agent and spec; gives their programs by name.
-fn build(place: &Path) -> Result<BTreeMap<String, PathBuf>> {
+/// Builds the simulation and the unit tests of agent and spec; gives their programs by name. What is
+/// nobody's mutation, as the libraries, is shared with every other build of these sources.
+fn build(root: &Path, tree: &Path) -> Result<BTreeMap<String, PathBuf>> {
     let built = Command::new("cargo")
         .args(["test", "--locked", "--no-run", "--message-format=json"])
         .args(["-p", "mcp-tests", "--test", "simulation"])
         .args(["-p", "mcp-agent", "-p", "mcp-spec", "--lib"])
-        .current_dir(place.join("tree"))
-        .env("CARGO_TARGET_DIR", place.join("target"))
+        .current_dir(tree)
+        .env("CARGO_TARGET_DIR", root.join("target"))
         // Switches come and go with the sources: half of what was built before is no help.
         .env("CARGO_INCREMENTAL", "0")
         .stderr(Stdio::inherit())
@@ -215,75 +238,89 @@ fn build(place: &Path) -> Result<BTreeMap<String, PathBuf>> {
             programs.insert(name.to_owned(), PathBuf::from(program));
         }
     }
-    for name in ["simulation", "mcp_agent", "mcp_spec"] {
-        ensure!(programs.contains_key(name), "{name} was not built");
+    for (_, program, _) in TRIALS {
+        ensure!(programs.contains_key(*program), "{program} was not built");
     }
     Ok(programs)
 }
 
-/// Runs what could catch a mutant, the simulation first; tells what did.
-fn try_on(tests: &BTreeMap<String, PathBuf>, mutant: &str, seeds: u64) -> Result<Option<String>> {
-    let simulation = run(&tests["simulation"], mutant, &["every_rule"], seeds)?;
-    if !simulation.passed {
-        let broken = simulation.text.lines().find(|line| {
-            line.strip_prefix("seed ")
-                .is_some_and(|rest| rest.contains(": "))
-        });
-        let broken = broken.unwrap_or("it did not come to an end");
-        return Ok(Some(format!("simulation, {broken}")));
-    }
-    for (name, program, filter) in [
-        ("sweep", "mcp_agent", vec!["deploy::tests::"]),
-        ("test", "mcp_spec", Vec::new()),
-        ("test", "mcp_agent", vec!["--skip", "deploy::tests::"]),
-    ] {
-        if mutant.is_empty() && name == "test" {
-            continue;
+impl Bench {
+    /// Everything passes without a mutation; how long that takes is the measure of the mutants.
+    fn measure(&mut self) -> Result<()> {
+        for trial in TRIALS {
+            let said = self.run(trial, "", None)?;
+            if !said.passed {
+                bail!(
+                    "without any mutation: {}\n{}",
+                    told(trial, &said),
+                    said.text
+                );
+            }
+            println!("{} {}: {:.0} s", trial.0, trial.1, said.took.as_secs_f64());
+            self.patience.push((said.took * PATIENCE).max(LEAST));
         }
-        let said = run(&tests[program], mutant, &filter, seeds)?;
-        if !said.passed {
-            let failed = said
-                .text
-                .lines()
-                .find_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
-            return Ok(Some(format!(
-                "{name} `{}`",
-                failed.unwrap_or("which did not come to an end")
-            )));
-        }
+        Ok(())
     }
-    Ok(None)
+
+    /// Runs what could catch a mutant, one after the other; tells what did.
+    fn catches(&self, mutant: &str) -> Result<Option<String>> {
+        for (trial, patience) in TRIALS.iter().zip(&self.patience) {
+            let said = self.run(trial, mutant, Some(*patience))?;
+            if !said.passed {
+                return Ok(Some(told(trial, &said)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn run(&self, trial: &Trial, mutant: &str, patience: Option<Duration>) -> Result<Said> {
+        let (_, program, arguments) = trial;
+        let mut output = tempfile::tempfile()?;
+        let mut child = Command::new(&self.programs[*program])
+            .args(*arguments)
+            .env("MCP_MUTANT", mutant)
+            .env("MCP_SIM_SEEDS", self.seeds.to_string())
+            .env("MCP_SIM_FAILURES", "1")
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output.try_clone()?)
+            .spawn()?;
+        let began = Instant::now();
+        let passed = loop {
+            if let Some(status) = child.try_wait()? {
+                break status.success();
+            }
+            if patience.is_some_and(|patience| began.elapsed() > patience) {
+                child.kill()?;
+                child.wait()?;
+                break false;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        let mut text = Vec::new();
+        std::io::Seek::rewind(&mut output)?;
+        std::io::Read::read_to_end(&mut output, &mut text)?;
+        Ok(Said {
+            passed,
+            text: String::from_utf8_lossy(&text).into_owned(),
+            took: began.elapsed(),
+        })
+    }
 }
 
-fn run(program: &Path, mutant: &str, arguments: &[&str], seeds: u64) -> Result<Said> {
-    let mut output = tempfile::tempfile()?;
-    let mut child = Command::new(program)
-        .args(arguments)
-        .env("MCP_MUTANT", mutant)
-        .env("MCP_SIM_SEEDS", seeds.to_string())
-        .env("MCP_SIM_FAILURES", "1")
-        .env("RUST_BACKTRACE", "0")
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output.try_clone()?)
-        .spawn()?;
-    let began = Instant::now();
-    let passed = loop {
-        if let Some(status) = child.try_wait()? {
-            break status.success();
-        }
-        if began.elapsed() > PATIENCE {
-            child.kill()?;
-            child.wait()?;
-            break false;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    let mut text = Vec::new();
-    std::io::Seek::rewind(&mut output)?;
-    std::io::Read::read_to_end(&mut output, &mut text)?;
-    Ok(Said {
-        passed,
-        text: String::from_utf8_lossy(&text).into_owned(),
-    })
+/// What a run that failed has to say: the rule and the seed, or the test.
+fn told(trial: &Trial, said: &Said) -> String {
+    let (name, ..) = trial;
+    let lines = || said.text.lines();
+    let rule = lines().find_map(|line| {
+        let (seed, rule) = line.strip_prefix("seed ")?.split_once(": ")?;
+        Some(format!("{rule} ({seed})"))
+    });
+    let test = lines().find_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+    match (rule, test) {
+        (Some(rule), _) => rule,
+        (None, Some(test)) => format!("{name} `{test}`"),
+        (None, None) => format!("{name}: does not come to an end"),
+    }
 }
