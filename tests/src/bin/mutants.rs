@@ -24,21 +24,16 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// Seeds that each mutation is tried on, where nothing else is asked for.
 const SEEDS: u64 = 400;
 
-/// How many times longer than without a mutation a run may take: a mutant may go round for ever.
-const PATIENCE: u32 = 4;
+/// The longest that one run may take: a mutant may go round for ever.
+const PATIENCE: Duration = Duration::from_secs(600);
 
-/// What it may take in any case: other work makes a machine slow for a while.
-const LEAST: Duration = Duration::from_secs(120);
+/// Tests that could catch a mutant: what to call them, their program, and which of them.
+type Trial<'a> = (&'static str, &'static str, &'a [&'a str]);
 
-/// What could catch a mutant, in this order: what catches, its program, and which of its tests.
-const TRIALS: &[Trial] = &[
-    ("simulation", "simulation", &["every_rule"]),
-    ("sweep", "mcp_agent", &["deploy::tests::"]),
-    ("test", "mcp_spec", &[]),
-    ("test", "mcp_agent", &["--skip", "deploy::tests::"]),
-];
-
-type Trial = (&'static str, &'static str, &'static [&'static str]);
+const SIMULATION: Trial<'_> = ("simulation", "simulation", &["every_rule"]);
+const SWEEP: Trial<'_> = ("sweep", "mcp_agent", &["deploy::tests::"]);
+const OF_THE_SPEC: Trial<'_> = ("test", "mcp_spec", &[]);
+const OF_THE_AGENT: Trial<'_> = ("test", "mcp_agent", &["--skip", "deploy::tests::"]);
 
 /// What tells a mutant that it is one; the name comes from outside.
 const SWITCH: &str = r#"
@@ -57,20 +52,26 @@ struct Mutation {
     file: String,
     find: String,
     replace: String,
+    /// The tests that are about it, where there are some: they are quicker than the simulation.
+    tests: Option<String>,
+}
+
+impl Mutation {
+    fn is_of_the_spec(&self) -> bool {
+        self.file.starts_with("spec/")
+    }
 }
 
 /// What a run said.
 struct Said {
     passed: bool,
     text: String,
-    took: Duration,
 }
 
-/// The programs that hold the tests, and how long each of the trials may take.
+/// The programs that hold the tests.
 struct Bench {
     programs: BTreeMap<String, PathBuf>,
     seeds: u64,
-    patience: Vec<Duration>,
 }
 
 fn main() -> Result<()> {
@@ -98,12 +99,15 @@ fn main() -> Result<()> {
     for name in &gone {
         println!("{name}: NO LONGER APPLIES");
     }
-    let mut bench = Bench {
+    let bench = Bench {
         programs: build(&root, &place.join("tree"))?,
         seeds,
-        patience: Vec::new(),
     };
-    bench.measure()?;
+    for trial in [SIMULATION, SWEEP] {
+        if let Some(why) = bench.fails("", trial)? {
+            bail!("without any mutation: {why}");
+        }
+    }
     let mut missed = gone.len();
     let mut report = "| change | what caught it |\n| --- | --- |\n".to_owned();
     for mutation in &mutations {
@@ -112,7 +116,7 @@ fn main() -> Result<()> {
         if !is_wanted || gone.contains(name) {
             continue;
         }
-        let caught = bench.catches(name)?;
+        let caught = bench.catches(mutation)?;
         if caught.is_none() {
             missed += 1;
         }
@@ -152,6 +156,7 @@ fn read(folder: &Path) -> Result<Vec<Mutation>> {
                 file: text("file")?,
                 find: text("find")?,
                 replace: text("replace")?,
+                tests: text("tests").ok(),
             });
         }
     }
@@ -180,7 +185,7 @@ fn mutate(root: &Path, tree: &Path, mutations: &[Mutation]) -> Result<Vec<String
     }
     let mut gone = Vec::new();
     for mutation in mutations {
-        let switch = if mutation.file.starts_with("spec/") {
+        let switch = if mutation.is_of_the_spec() {
             "crate::mutated"
         } else {
             "mcp_spec::mutated"
@@ -238,46 +243,49 @@ fn build(root: &Path, tree: &Path) -> Result<BTreeMap<String, PathBuf>> {
             programs.insert(name.to_owned(), PathBuf::from(program));
         }
     }
-    for (_, program, _) in TRIALS {
-        ensure!(programs.contains_key(*program), "{program} was not built");
+    for (_, program, _) in [SIMULATION, OF_THE_AGENT, OF_THE_SPEC] {
+        ensure!(programs.contains_key(program), "{program} was not built");
     }
     Ok(programs)
 }
 
 impl Bench {
-    /// Everything passes without a mutation; how long that takes is the measure of the mutants.
-    fn measure(&mut self) -> Result<()> {
-        for trial in TRIALS {
-            let said = self.run(trial, "", None)?;
-            if !said.passed {
-                bail!(
-                    "without any mutation: {}\n{}",
-                    told(trial, &said),
-                    said.text
-                );
-            }
-            println!("{} {}: {:.0} s", trial.0, trial.1, said.took.as_secs_f64());
-            self.patience.push((said.took * PATIENCE).max(LEAST));
-        }
-        Ok(())
-    }
-
     /// Runs what could catch a mutant, one after the other; tells what did.
-    fn catches(&self, mutant: &str) -> Result<Option<String>> {
-        for (trial, patience) in TRIALS.iter().zip(&self.patience) {
-            let said = self.run(trial, mutant, Some(*patience))?;
-            if !said.passed {
-                return Ok(Some(told(trial, &said)));
+    fn catches(&self, mutation: &Mutation) -> Result<Option<String>> {
+        let own: Vec<&str> = mutation.tests.iter().map(String::as_str).collect();
+        let mut trials = Vec::new();
+        if !own.is_empty() {
+            let program = if mutation.is_of_the_spec() {
+                "mcp_spec"
+            } else {
+                "mcp_agent"
+            };
+            trials.push(("test", program, own.as_slice()));
+        }
+        trials.push(SIMULATION);
+        if mutation.is_of_the_spec() {
+            trials.push(OF_THE_SPEC);
+        }
+        trials.extend([SWEEP, OF_THE_AGENT]);
+        for trial in trials {
+            if let Some(caught) = self.fails(&mutation.name, trial)? {
+                return Ok(Some(caught));
             }
         }
         Ok(None)
     }
 
-    fn run(&self, trial: &Trial, mutant: &str, patience: Option<Duration>) -> Result<Said> {
+    /// What fails of a trial, where anything does.
+    fn fails(&self, mutant: &str, trial: Trial<'_>) -> Result<Option<String>> {
+        let said = self.run(mutant, trial)?;
+        Ok((!said.passed).then(|| told(trial, &said)))
+    }
+
+    fn run(&self, mutant: &str, trial: Trial<'_>) -> Result<Said> {
         let (_, program, arguments) = trial;
         let mut output = tempfile::tempfile()?;
-        let mut child = Command::new(&self.programs[*program])
-            .args(*arguments)
+        let mut child = Command::new(&self.programs[program])
+            .args(arguments)
             .env("MCP_MUTANT", mutant)
             .env("MCP_SIM_SEEDS", self.seeds.to_string())
             .env("MCP_SIM_FAILURES", "1")
@@ -291,7 +299,7 @@ impl Bench {
             if let Some(status) = child.try_wait()? {
                 break status.success();
             }
-            if patience.is_some_and(|patience| began.elapsed() > patience) {
+            if began.elapsed() > PATIENCE {
                 child.kill()?;
                 child.wait()?;
                 break false;
@@ -304,13 +312,12 @@ impl Bench {
         Ok(Said {
             passed,
             text: String::from_utf8_lossy(&text).into_owned(),
-            took: began.elapsed(),
         })
     }
 }
 
 /// What a run that failed has to say: the rule and the seed, or the test.
-fn told(trial: &Trial, said: &Said) -> String {
+fn told(trial: Trial<'_>, said: &Said) -> String {
     let (name, ..) = trial;
     let lines = || said.text.lines();
     let rule = lines().find_map(|line| {
