@@ -31,6 +31,7 @@ mod trust;
 pub use certificates::CertificatesError;
 pub use engine::{EngineChoice, SocketError};
 pub use trust::TrustError;
+pub(crate) use trust::{TrustError as KeyError, read as read_keys};
 
 /// The file that marks a data directory as complete; it holds the node's name.
 const MARK: &str = "node";

@@ -1,5 +1,7 @@
 //! `mcp-agent`: the command line of the agent.
 
+mod trust_command;
+
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,13 +18,13 @@ use mcp_agent::config::{Config, DEFAULT_DATA_DIR, DEFAULT_LISTEN, DEFAULT_SERVIC
 use mcp_agent::init::{InitOptions, Initialised, init};
 use mcp_agent::rebuild::rebuild;
 use mcp_agent::restore::restore;
-use mcp_agent::trust;
 use mcp_spec::duration::Span;
 use mcp_spec::name::{NodeName, ServiceName};
 use mcp_spec::revision::CommitId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use trust_command::TrustCommand;
 
 /// Longest life of a token of the built-in issuer: a working week.
 const MAX_TTL: Span = Span::from_secs(7 * 24 * 3600);
@@ -65,7 +67,7 @@ enum Command {
     /// into before-restore-TIME, and not removed; staged files, and a high-water mark that the backup does not
     /// know, stay. Changes are then stopped until a push brings what the mark names.
     Restore(RestoreArgs),
-    /// Look at how far this node has come, and confirm it where head, mark and registry disagree.
+    /// Whom this node believes and how far it has come: look, deny a key, confirm, begin anew.
     #[command(subcommand)]
     Trust(TrustCommand),
     /// Run by the agent itself, to stage a file under an engine without root.
@@ -108,25 +110,6 @@ struct RestoreArgs {
     /// Also into a data directory that holds something; that is moved aside.
     #[arg(long)]
     force: bool,
-}
-
-#[derive(Subcommand)]
-enum TrustCommand {
-    /// Show head, high-water mark, the registry's head, introduction and owners; exit 1 where changes are stopped.
-    Show(ConfigArgs),
-    /// Take the repository's head as it is, and let mark and registry go back to it. The agent must not run.
-    ///
-    /// For what nobody has any more. Where somebody has it, `mcp sync` from there ends the stop by itself.
-    Confirm(ConfirmArgs),
-}
-
-#[derive(Args)]
-struct ConfirmArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-    /// Confirm; without it the command only tells what would fall.
-    #[arg(long)]
-    yes: bool,
 }
 
 #[derive(Args)]
@@ -254,8 +237,7 @@ fn main() -> ExitCode {
         Command::Rebuild(args) => rebuild_registry(&args.config),
         Command::Backup(args) => back_up(&args),
         Command::Restore(args) => put_back(&args),
-        Command::Trust(TrustCommand::Show(args)) => show_trust(&args.config),
-        Command::Trust(TrustCommand::Confirm(args)) => confirm_trust(&args),
+        Command::Trust(command) => command.run(),
         Command::Stage { pid } => return stage(pid),
         Command::Version => {
             out(&format!("mcp-agent {}\n", env!("CARGO_PKG_VERSION")));
@@ -525,89 +507,6 @@ fn put_back(args: &RestoreArgs) -> Result<ExitCode, Failure> {
          then, on the workstation:\n  mcp sync\n",
         done.config.display()
     ));
-    out(&text);
-    Ok(ExitCode::SUCCESS)
-}
-
-fn show_trust(file: &Path) -> Result<ExitCode, Failure> {
-    let config = load(file)?;
-    let state = trust::show(&config).map_err(|error| {
-        let hint = error.hint();
-        Failure::new(error, hint)
-    })?;
-    let repository = &state.repository;
-    let registry = match &state.registry {
-        Ok(head) => short(*head),
-        Err(reason) => reason.clone(),
-    };
-    let introduction = repository.introduction.as_ref().map_or_else(
-        || "none yet".to_owned(),
-        |(commit, signer)| format!("{}, signed {signer}", commit.short()),
-    );
-    let mut text = format!(
-        "head          {}\nmark          {}\nregistry      {registry}\nintroduction  {introduction}\naccepted      {}\n",
-        short(repository.head),
-        short(repository.mark),
-        repository.accepted
-    );
-    for owner in &state.owners {
-        text.push_str(&format!("owner         {owner}\n"));
-    }
-    if let Some(trouble) = &repository.trouble {
-        text.push_str(&format!(
-            "\nchanges are stopped: {trouble}\nmend: {}\n",
-            trouble.hint()
-        ));
-    }
-    if let Some(damage) = &repository.damage {
-        text.push_str(&format!(
-            "\nthe repository is damaged: {damage}\nmend: restore a backup, or move repo.git away, start the agent \
-             and push everything anew with mcp sync\n"
-        ));
-    }
-    out(&text);
-    Ok(
-        if repository.trouble.is_none() && repository.damage.is_none() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        },
-    )
-}
-
-fn confirm_trust(args: &ConfirmArgs) -> Result<ExitCode, Failure> {
-    let config = load(&args.config.config)?;
-    let fail = |error: trust::TrustError| {
-        let hint = error.hint();
-        Failure::new(error, hint)
-    };
-    if !args.yes {
-        let state = trust::show(&config).map_err(fail)?;
-        let Some(trouble) = state.repository.trouble else {
-            out("nothing is to be confirmed\n");
-            return Ok(ExitCode::SUCCESS);
-        };
-        err(&format!(
-            "changes are stopped: {trouble}\nconfirming takes {} as the head, and whatever came after it is forgotten\n\n\
-             hint: where somebody has it, mcp sync brings it back; else: mcp-agent trust confirm --yes --config {}\n",
-            short(state.repository.head),
-            config.file.display()
-        ));
-        return Ok(ExitCode::from(64));
-    }
-    let done = runtime()?.block_on(trust::confirm(&config)).map_err(fail)?;
-    let Some(trouble) = done.trouble else {
-        out("nothing is to be confirmed\n");
-        return Ok(ExitCode::SUCCESS);
-    };
-    let mut text = format!("confirmed: {trouble}\nthe head is {}", short(done.head));
-    if done.head.is_none() {
-        text.push_str(": the next push introduces a history, signed by an owner");
-    }
-    text.push('\n');
-    for commit in &done.forgotten {
-        text.push_str(&format!("forgotten: {commit}\n"));
-    }
     out(&text);
     Ok(ExitCode::SUCCESS)
 }

@@ -1,10 +1,13 @@
-//! `mcp-agent trust show|confirm`: the three places that remember how far the node has come, and the
-//! operator's word where they disagree.
+//! `mcp-agent trust`: whom the node believes, the three places that remember how far it has come, and the
+//! operator's word where they disagree. [`deny()`] and [`reset()`] stand in modules of their own.
 //!
 //! Head, high-water mark and registry agree in all normal times. Where the repository was set back, a push
 //! that brings what it lacks ends the stop by itself; `confirm` is for what nobody has any more, or for a
 //! mark that was lost or garbled. It takes the repository's head as it is, and lets mark and registry
 //! go back to it.
+
+mod deny;
+mod reset;
 
 use std::io;
 
@@ -20,6 +23,9 @@ use crate::registry::{
 };
 use crate::revisions::{self, HighWaterTrouble, Inspection, ReceiveError, RevisionStore};
 use crate::{TrustRootsError, trust_roots};
+
+pub use deny::{Denied, DenyError, deny};
+pub use reset::{Introduction, Reset, ResetError, reset};
 
 /// Why trust cannot be shown or confirmed. Nothing has changed then.
 #[derive(Debug, Error)]
@@ -79,6 +85,10 @@ pub struct TrustState {
     pub registry: Result<Option<CommitId>, String>,
     /// Fingerprints of the owners, with their comments.
     pub owners: Vec<String>,
+    /// Fingerprints of the denied keys.
+    pub denied: Vec<String>,
+    /// The introduction that the configuration pins.
+    pub pinned: Option<CommitId>,
 }
 
 /// Looks, also while an agent runs; changes nothing.
@@ -108,6 +118,8 @@ pub fn show(config: &Config) -> Result<TrustState, TrustError> {
                 format!("{print} {}", key.comment()).trim_end().to_owned()
             })
             .collect(),
+        denied: roots.denied.fingerprints().map(ToOwned::to_owned).collect(),
+        pinned: roots.introduction,
     })
 }
 

@@ -24,7 +24,7 @@ pub(crate) const GROUPS: [(&str, &[&str]); 7] = [
         &["init", "login", "logout", "whoami", "config", "node"],
     ),
     ("Definitions", &["service", "diff"]),
-    ("Desired state", &["sync", "fetch", "revisions"]),
+    ("Desired state", &["sync", "fetch", "revisions", "trust"]),
     (
         "Deployment",
         &[
@@ -236,6 +236,7 @@ commands! {
     Sync(sync),
     Fetch(fetch),
     Revisions(revisions),
+    Trust(trust),
     Plan(plan),
     Deploy(deploy),
     Rollback(rollback),

@@ -47,6 +47,7 @@ pub(crate) mod start;
 pub(crate) mod status;
 pub(crate) mod stop;
 pub(crate) mod sync;
+pub(crate) mod trust;
 pub(crate) mod version;
 pub(crate) mod whoami;
 pub(crate) mod why;

@@ -14,10 +14,12 @@ use thiserror::Error;
 pub use ssh_key::PublicKey;
 
 mod authorise;
+mod edit;
 mod keys;
 mod signers;
 
 pub use authorise::{AuthorisationError, ParentView, authorise};
+pub use edit::{Grant, SignersEditError, SignersText, parse_public_key};
 pub use keys::{DeniedKeys, KeyFault, KeysError, OwnerKeys};
 pub use signers::{AllowedSigners, AllowedSignersError, Signer, SignersFault};
 

@@ -53,7 +53,7 @@ impl TrustError {
 }
 
 /// Reads keys and files of keys into one set.
-pub(super) fn read(given: &[String]) -> Result<OwnerKeys, TrustError> {
+pub(crate) fn read(given: &[String]) -> Result<OwnerKeys, TrustError> {
     let mut lines: Vec<String> = Vec::new();
     for text in given {
         let key = text.trim();

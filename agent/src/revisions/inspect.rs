@@ -7,13 +7,14 @@ use std::path::Path;
 
 use mcp_spec::revision::CommitId;
 use mcp_spec::revision::commit::MAX_COMMIT_BYTES;
+use mcp_spec::signature::{ALLOWED_SIGNERS_PATH, AllowedSigners};
 
 use super::accepted::AcceptedLog;
 use super::durable::{self, Mark};
 use super::error::HighWaterTrouble;
 use super::limits::{Clockwork, Limits};
 use super::objects::{Kind, Objects};
-use super::trees;
+use super::trees::{self, Trees};
 use super::{RevisionStore, query};
 
 /// A store as it lies on the disk.
@@ -31,9 +32,28 @@ pub struct Inspection {
     pub trouble: Option<HighWaterTrouble>,
     /// What cannot be read.
     pub damage: Option<String>,
+    /// Whom the head lets sign.
+    pub signers: Option<AllowedSigners>,
 }
 
 impl RevisionStore {
+    /// How many accepted revisions a key signed, and whom the head lets sign; also while an agent runs.
+    ///
+    /// # Errors
+    ///
+    /// Where the data directory cannot be read.
+    pub fn look(data_dir: &Path, fingerprint: &str) -> io::Result<(usize, Option<AllowedSigners>)> {
+        let accepted = AcceptedLog::read(data_dir)?;
+        let signed = accepted
+            .records()
+            .iter()
+            .filter(|record| record.fingerprint == fingerprint)
+            .count();
+        let repository = data_dir.join("repo.git");
+        let head = durable::read_head(&repository)?;
+        Ok((signed, head.and_then(|head| signers(&repository, head))))
+    }
+
     /// How far the node of `present` has come, where the accepted commits in `restored` do not hold it:
     /// by its mark, or by what it accepted last where the mark is lost.
     ///
@@ -97,6 +117,7 @@ impl RevisionStore {
                 }
             }
         };
+        found.signers = head.and_then(|head| signers(&repository, head));
         if found.damage.is_none() {
             found.damage = damage(&repository, &accepted, head, found.trouble.as_ref())?;
         }
@@ -107,6 +128,18 @@ impl RevisionStore {
         }
         Ok(found)
     }
+}
+
+/// The signers that a commit names, where they can be read.
+fn signers(repository: &Path, head: CommitId) -> Option<AllowedSigners> {
+    let limit = usize::try_from(Limits::default().object_bytes).unwrap_or(usize::MAX);
+    let objects = Objects::open(&repository.join("objects"), limit).ok()?;
+    let root = query::root_tree(&objects, head).ok()?;
+    let entry = Trees::new(&objects)
+        .find(&root, ALLOWED_SIGNERS_PATH)
+        .ok()??;
+    let bytes = objects.read_kind(&entry.id, Kind::Blob).ok()?;
+    AllowedSigners::parse_bytes(&bytes).ok()
 }
 
 /// The first thing that cannot be read of what the repository ought to hold.

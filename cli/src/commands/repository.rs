@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use mcp_cli::repo::{
     At, Changes, DesiredRepo, HistoryError, ManagedFiles, ReadError, Selection, git_signing_key,
 };
-use mcp_cli::sign::{KeyContext, SigningKey, find_key};
+use mcp_cli::sign::{KeyContext, KeySource, SigningKey, find_key};
 use mcp_spec::definition::{DefinitionError, DefinitionFile, DesiredSet, compile, parse_one};
 use mcp_spec::diff;
 use mcp_spec::image::Digest;
 use mcp_spec::name::ServiceName;
 use mcp_spec::revision::CommitId;
 use mcp_spec::signature::{
-    ALLOWED_SIGNERS_PATH, AllowedSigners, AuthorisationError, ParentView, authorise,
+    ALLOWED_SIGNERS_PATH, AllowedSigners, AuthorisationError, ParentView, PublicKey, authorise,
+    parse_public_key,
 };
 
 use crate::config::Origin;
@@ -149,6 +150,44 @@ pub(crate) fn require_authorised(
     match authorise(&[parent], key.public(), after.as_ref()) {
         Ok(_) => Ok(()),
         Err(error) => Err(unauthorised(&error, key)),
+    }
+}
+
+/// Refuses a change of the signers that the nodes would refuse: by a key that is no owner's.
+///
+/// # Errors
+///
+/// Exit code 7, with the mend.
+pub(crate) fn require_owner(
+    before: &AllowedSigners,
+    after: &AllowedSigners,
+    key: &SigningKey,
+) -> Result<(), Failure> {
+    let touched = [ALLOWED_SIGNERS_PATH.to_owned()];
+    let parent = ParentView {
+        signers: before,
+        touched: &touched,
+    };
+    authorise(&[parent], key.public(), Some(after))
+        .map(drop)
+        .map_err(|error| unauthorised(&error, key))
+}
+
+/// The public half of a key, where it can be had without a passphrase.
+pub(crate) fn public_half(source: &KeySource) -> Option<PublicKey> {
+    match source {
+        KeySource::File(path) => {
+            let public = if path.extension().is_some_and(|end| end == "pub") {
+                path.clone()
+            } else {
+                let mut public = path.clone().into_os_string();
+                public.push(".pub");
+                public.into()
+            };
+            parse_public_key(&std::fs::read_to_string(public).ok()?).ok()
+        }
+        KeySource::AgentPublicKey(key) => parse_public_key(key).ok(),
+        KeySource::AgentFingerprint(_) => None,
     }
 }
 

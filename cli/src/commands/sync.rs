@@ -117,14 +117,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     }));
     if context.out.is_table() {
         tell(context, &repo, &revision.to_string(), &answers)?;
-        for answer in &answers {
-            // One that is only away stands in the table; a refusal is an error with its mend.
-            if let Err(failure) = &answer.result
-                && failure.exit != Exit::Unreachable
-            {
-                context.out.failure(failure);
-            }
-        }
+        tell_failures(context, &answers);
     } else {
         let nodes = answers.iter().map(document).collect();
         context.out.json(&json::Sync {
@@ -136,8 +129,22 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     Ok(exit)
 }
 
+/// One that is only away stands in the table; a refusal is an error with its mend.
+pub(crate) fn tell_failures(context: &Context, answers: &[Answer<Pushed>]) {
+    for answer in answers {
+        if let Err(failure) = &answer.result
+            && failure.exit != Exit::Unreachable
+        {
+            context.out.failure(failure);
+        }
+    }
+}
+
 /// The nodes that hear of a sync; every definition's node is among the configured ones.
-fn nodes_for<'a>(context: &'a Context, set: &DesiredSet) -> Result<Vec<&'a NodeEntry>, Failure> {
+pub(crate) fn nodes_for<'a>(
+    context: &'a Context,
+    set: &DesiredSet,
+) -> Result<Vec<&'a NodeEntry>, Failure> {
     let mut named: BTreeMap<&NodeName, &str> = BTreeMap::new();
     for service in set.services.values() {
         named.entry(&service.node).or_insert(service.name.as_str());
@@ -205,7 +212,8 @@ fn last_head(repo: &DesiredRepo, node: &str) -> Option<mcp_spec::revision::Commi
     repo.node_head(&node.parse().ok()?)
 }
 
-fn tell(
+/// What became of each node.
+pub(crate) fn tell(
     context: &Context,
     repo: &DesiredRepo,
     revision: &str,
@@ -301,7 +309,8 @@ fn tell(
     Ok(())
 }
 
-fn document(answer: &Answer<Pushed>) -> json::SyncedNode {
+/// What became of a node, for programs.
+pub(crate) fn document(answer: &Answer<Pushed>) -> json::SyncedNode {
     match &answer.result {
         Ok(pushed) => json::SyncedNode {
             node: answer.node.clone(),

@@ -45,6 +45,22 @@ pub fn git_person(repo: Option<&DesiredRepo>) -> Option<Identity> {
     (!person.name.is_empty() || !person.email.is_empty()).then_some(person)
 }
 
+impl DesiredRepo {
+    /// Has stock git, and `mcp` where nothing else names a key, sign with this one from now on.
+    ///
+    /// # Errors
+    ///
+    /// Where the repository's configuration cannot be changed.
+    pub fn sign_with(&self, key: &str) -> Result<(), GitFailure> {
+        let setting = Setting {
+            key: "user.signingkey",
+            value: key.to_owned(),
+            only_if_unset: false,
+        };
+        apply(self, &[setting]).map(drop)
+    }
+}
+
 /// A setting of the repository's own configuration file.
 pub(super) struct Setting {
     pub(super) key: &'static str,

@@ -211,7 +211,8 @@ impl AllowedSigners {
     }
 }
 
-fn signer(text: &str) -> Result<Signer, SignersFault> {
+/// Reads one line.
+pub(super) fn signer(text: &str) -> Result<Signer, SignersFault> {
     let (principal, rest) = text
         .split_once([' ', '\t'])
         .ok_or(SignersFault::Key(KeyFault::NoKey))?;
