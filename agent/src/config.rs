@@ -159,6 +159,8 @@ pub struct SourceConfig {
     pub branch: String,
     /// Time between two looks.
     pub poll: Span,
+    /// Longest time for one look.
+    pub timeout: Span,
 }
 
 /// Watching.

@@ -49,7 +49,7 @@ pub use objects::ObjectError;
 pub use open::OpenError;
 pub use pack::PackWriteError;
 pub use query::{ReadError, ResolveError};
-pub use source::FetchError;
+pub use source::{FetchError, Fetched};
 pub use tree_files::{DraftError, MAX_DRAFT_BYTES, MAX_DRAFT_FILES, TreeFiles};
 
 use accepted::{AcceptedLog, Past, Record};

@@ -1,14 +1,19 @@
 //! The upstream that the agent pulls from: polled, and at once where an operator asks.
 //!
-//! What is fetched goes through the same door as a push. One fetch at a time; a failure is kept for
-//! `mcp node info`, logged when it changes, and tried again at the next poll.
+//! What is fetched goes through the same door as a push. One fetch at a time, and each is bounded: an
+//! upstream that hangs is left to its thread, of which there are at most [`LOOKS`], and nobody else waits for
+//! it. A failure is kept for `mcp node info`, told as an event when it changes, and tried again at the next
+//! poll.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use thiserror::Error;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking::blocking;
 use crate::config::SourceConfig;
 use crate::registry::{AuditRow, NewEvent};
 use crate::revisions::{Accepted, FetchError, Limits, ReceiveError};
@@ -21,12 +26,40 @@ pub struct LastFetch {
     pub at: Option<Timestamp>,
     /// Why it failed, in one line.
     pub error: Option<String>,
+    /// Whether an event told that it cannot be fetched.
+    told: bool,
 }
 
+/// How a look failed.
+struct Failed {
+    reason: &'static str,
+    /// In one line.
+    error: String,
+    /// The upstream answered, and what it holds is refused: that is told as such.
+    refused: bool,
+}
+
+/// Looks at the upstream that may hang at a time. A thread that reads from a file system that is gone cannot
+/// be ended, only left: so few are left, and while so many hang none is begun.
+const LOOKS: usize = 4;
+
 /// The upstream's state.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Source {
     last: Mutex<LastFetch>,
+    /// Held by whoever fetches: one at a time.
+    turn: tokio::sync::Mutex<()>,
+    looks: Arc<Semaphore>,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            last: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            looks: Arc::new(Semaphore::new(LOOKS)),
+        }
+    }
 }
 
 impl Source {
@@ -39,20 +72,80 @@ impl Source {
             .clone()
     }
 
-    fn note(&self, error: Option<String>) {
+    /// Keeps how a look ended; an event where that is news.
+    fn note(&self, failed: Option<Failed>, at: Timestamp) -> Option<NewEvent> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = &error
-            && last.error.as_ref() != Some(error)
-        {
-            tracing::warn!(error, "the upstream could not be fetched");
+        let before = std::mem::take(&mut *last);
+        last.at = Some(at);
+        last.error = failed.as_ref().map(|failed| failed.error.clone());
+        let is_news = before.error != last.error;
+        match &last.error {
+            Some(error) if is_news => tracing::warn!(error, "the upstream could not be fetched"),
+            None if is_news => tracing::info!("the upstream can be fetched again"),
+            _ => {}
         }
-        if error.is_none() && last.error.is_some() {
-            tracing::info!("the upstream can be fetched again");
-        }
-        *last = LastFetch {
-            at: Some(Timestamp::now()),
-            error,
+        let (kind, reason, message) = match failed {
+            Some(failed) if !failed.refused => {
+                last.told = true;
+                if !is_news && before.told {
+                    return None;
+                }
+                let message = format!("the upstream cannot be fetched: {}", failed.error);
+                ("upstream-failed", failed.reason, message)
+            }
+            _ if before.told => {
+                let message = "the upstream can be fetched again".to_owned();
+                ("upstream-back", "answers", message)
+            }
+            _ => return None,
         };
+        Some(NewEvent {
+            at,
+            service: None,
+            component: None,
+            kind: kind.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            revision: None,
+            data: serde_json::json!({}),
+        })
+    }
+}
+
+/// Why a bounded look gave nothing.
+#[derive(Debug, PartialEq, Eq)]
+enum Left {
+    /// It did not end in time, and is left to itself.
+    Late,
+    /// As many as may hang do.
+    Crowded,
+    /// Its thread died or could not be had.
+    Died,
+}
+
+/// Has `look` done in a thread of its own, and leaves it there where it takes longer than `limit`. What it
+/// returns then is dropped.
+async fn bounded<T: Send + 'static>(
+    looks: &Arc<Semaphore>,
+    limit: Duration,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Left> {
+    let permit = Arc::clone(looks)
+        .try_acquire_owned()
+        .map_err(|_| Left::Crowded)?;
+    let (tell, told) = oneshot::channel();
+    // Not one of the runtime's: those are waited for at the agent's end.
+    let thread = std::thread::Builder::new().name("upstream".to_owned());
+    thread
+        .spawn(move || {
+            let _permit = permit;
+            // Nobody may be waiting any more.
+            drop(tell.send(look()));
+        })
+        .map_err(|_| Left::Died)?;
+    match tokio::time::timeout(limit, told).await {
+        Ok(told) => told.map_err(|_| Left::Died),
+        Err(_) => Err(Left::Late),
     }
 }
 
@@ -67,6 +160,17 @@ pub enum SourceError {
     Fetch(#[from] FetchError),
 }
 
+impl SourceError {
+    /// The failure's name, for events.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Trust(_) => "trust-unreadable",
+            Self::Fetch(error) => error.name(),
+        }
+    }
+}
+
 /// Fetches the upstream's branch now. `None` where the head stands there already.
 ///
 /// # Errors
@@ -76,26 +180,18 @@ pub async fn fetch(
     agent: &Arc<Agent>,
     config: &SourceConfig,
 ) -> Result<Option<Accepted>, SourceError> {
-    let (store, config) = (Arc::clone(agent), config.clone());
-    let fetched = tokio::task::spawn_blocking(move || {
-        // Owners and denied keys are read for each receipt: a key denied now counts from now on.
-        store.revisions.set_trust(trust_roots(&store.config)?);
-        Ok(store.revisions.fetch_source(
-            &config.url,
-            &config.branch,
-            &store.config.node,
-            &Limits::default(),
-            Timestamp::now(),
-        )?)
-    })
-    .await
-    .unwrap_or_else(|died| std::panic::resume_unwind(died.into_panic()));
-    agent.source.note(
-        fetched
-            .as_ref()
-            .err()
-            .map(|error: &SourceError| error_chain(error)),
-    );
+    let _turn = agent.source.turn.lock().await;
+    let fetched = read_and_receive(agent, config).await;
+    let failed = fetched.as_ref().err().map(|error| Failed {
+        reason: error.name(),
+        error: error_chain(error),
+        refused: matches!(error, SourceError::Fetch(FetchError::Refused(_))),
+    });
+    if let Some(event) = agent.source.note(failed, agent.clock.now())
+        && let Err(error) = agent.registry.append_events(vec![event]).await
+    {
+        tracing::error!(%error, "what became of a fetch cannot be written down");
+    }
     fetched
 }
 
@@ -135,6 +231,50 @@ async fn note_refusal(agent: &Agent, config: &SourceConfig, refused: &ReceiveErr
     }
 }
 
+async fn read_and_receive(
+    agent: &Arc<Agent>,
+    config: &SourceConfig,
+) -> Result<Option<Accepted>, SourceError> {
+    let store = Arc::clone(agent);
+    // Owners and denied keys are read for each receipt: a key denied now counts from now on.
+    blocking(move || -> Result<(), TrustRootsError> {
+        store.revisions.set_trust(trust_roots(&store.config)?);
+        Ok(())
+    })
+    .await?;
+    let (store, source) = (Arc::clone(&agent.revisions), config.clone());
+    let look = bounded(
+        &agent.source.looks,
+        config.timeout.as_duration(),
+        move || store.read_source(&source.url, &source.branch, &Limits::default()),
+    );
+    let url = || config.url.clone();
+    let read = look.await.map_err(|left| match left {
+        Left::Late => FetchError::Stalled {
+            url: url(),
+            limit: config.timeout,
+        },
+        Left::Crowded => FetchError::Hangs {
+            url: url(),
+            looks: LOOKS,
+        },
+        Left::Died => FetchError::BrokeOff { url: url() },
+    })?;
+    let Some(fetched) = read? else {
+        return Ok(None);
+    };
+    let store = Arc::clone(agent);
+    // From here on it is all on the agent's own disk.
+    let received = blocking(move || {
+        let node = &store.config.node;
+        let limits = Limits::default();
+        store
+            .revisions
+            .receive_fetched(fetched, node, &limits, Timestamp::now())
+    });
+    Ok(received.await?)
+}
+
 /// Polls the upstream until `shutdown`.
 pub async fn poll(agent: Arc<Agent>, config: SourceConfig, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(config.poll.as_duration());
@@ -146,7 +286,13 @@ pub async fn poll(agent: Arc<Agent>, config: SourceConfig, shutdown: Cancellatio
             _ = ticks.tick() => {}
         }
         let before = agent.source.last().error;
-        match fetch(&agent, &config).await {
+        let fetched = tokio::select! {
+            // What is cut off was only read, or is received to its end without a listener: the next
+            // start takes it in.
+            () = shutdown.cancelled() => return,
+            fetched = fetch(&agent, &config) => fetched,
+        };
+        match fetched {
             Ok(Some(accepted)) => agent.arrived(Way::Fetch, &config.url, &accepted).await,
             Ok(None) => {}
             // The same refusal at each poll is one.
@@ -167,4 +313,77 @@ pub enum Way {
     Push,
     /// The agent fetched them.
     Fetch,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Long enough for a thread to begin on a machine under load.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn look_that_hangs_is_left_and_the_next_is_made() {
+        let looks = Arc::new(Semaphore::new(LOOKS));
+        let mut hanging = Vec::new();
+        for _ in 0..LOOKS {
+            let (release, hangs) = mpsc::channel::<()>();
+            let left = bounded(&looks, Duration::from_millis(20), move || hangs.recv()).await;
+            assert_eq!(left.unwrap_err(), Left::Late);
+            hanging.push(release);
+        }
+        let crowded = bounded(&looks, PATIENCE, || ()).await;
+        assert_eq!(crowded, Err(Left::Crowded), "threads do not pile up");
+        hanging.pop();
+        let free = Arc::clone(&looks).acquire_many_owned(1);
+        drop(tokio::time::timeout(PATIENCE, free).await.unwrap());
+        assert_eq!(bounded(&looks, PATIENCE, || 7).await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn what_a_look_left_to_itself_comes_to_is_dropped() {
+        let looks = Arc::new(Semaphore::new(1));
+        let (release, hangs) = mpsc::channel::<()>();
+        let kept = Arc::new(());
+        let held = Arc::clone(&kept);
+        let look = bounded(&looks, Duration::from_millis(20), move || {
+            let _ = hangs.recv();
+            held
+        });
+        assert!(look.await.is_err());
+        drop(release);
+        drop(
+            tokio::time::timeout(PATIENCE, looks.acquire())
+                .await
+                .unwrap(),
+        );
+        assert_eq!(Arc::strong_count(&kept), 1);
+    }
+
+    #[test]
+    fn failure_is_an_event_once_and_its_end_another() {
+        let source = Source::default();
+        let at = Timestamp::UNIX_EPOCH;
+        let look = |failed: Option<(&str, bool)>| {
+            let failed = failed.map(|(error, refused)| Failed {
+                reason: "stalled",
+                error: error.to_owned(),
+                refused,
+            });
+            source.note(failed, at).map(|event| event.kind)
+        };
+        let told = |failed: Option<&str>| look(failed.map(|error| (error, false)));
+        assert_eq!(told(None), None);
+        assert_eq!(told(Some("no answer")).as_deref(), Some("upstream-failed"));
+        assert_eq!(told(Some("no answer")), None);
+        assert_eq!(told(Some("no branch")).as_deref(), Some("upstream-failed"));
+        assert_eq!(told(None).as_deref(), Some("upstream-back"));
+        assert_eq!(told(None), None);
+        assert_eq!(look(Some(("unsigned", true))), None, "told as a refusal");
+        assert_eq!(told(Some("no answer")).as_deref(), Some("upstream-failed"));
+        let answers = look(Some(("unsigned", true)));
+        assert_eq!(answers.as_deref(), Some("upstream-back"));
+    }
 }

@@ -88,6 +88,7 @@ struct Source {
     url: String,
     branch: Option<String>,
     poll: Option<Span>,
+    timeout: Option<Span>,
 }
 
 #[derive(Deserialize)]
@@ -446,6 +447,10 @@ fn source(at: &Text<'_>, raw: Source) -> Result<SourceConfig, ConfigError> {
         url: raw.url,
         branch,
         poll: at.positive(&["source", "poll"], raw.poll.unwrap_or(Span::from_secs(60)))?,
+        timeout: at.positive(
+            &["source", "timeout"],
+            raw.timeout.unwrap_or(Span::from_secs(60)),
+        )?,
     })
 }
 

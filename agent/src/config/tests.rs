@@ -56,6 +56,7 @@ concurrency = 4
 url    = "/srv/git/desired.git"
 branch = "main"
 poll   = "60s"
+timeout = "30s"
 [watch]
 resync         = "30s"
 flap_threshold = 3

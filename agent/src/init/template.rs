@@ -95,6 +95,7 @@ concurrency = 4            # components worked on side by side
 # url    = \"/srv/git/desired.git\"
 # branch = \"main\"
 # poll   = \"60s\"
+# timeout = \"60s\"         # longest time for one look
 
 [watch]
 resync          = \"30s\"

@@ -73,7 +73,7 @@ impl Record {
 }
 
 /// All accepted commits, oldest first: a parent always stands before its children.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct AcceptedLog {
     order: Vec<Record>,
     index: BTreeMap<CommitId, usize>,
@@ -215,7 +215,7 @@ impl AcceptedLog {
 
 /// What was accepted here once and the repository lacks now. It passed the door, so it is taken back
 /// whatever the denylist says meanwhile, and begins where it began.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Past {
     commits: HashSet<CommitId>,
     introduction: Option<CommitId>,

@@ -33,6 +33,7 @@ pub(super) enum Step {
 }
 
 /// A pack in its quarantine, which goes with it.
+#[derive(Debug)]
 pub(super) struct Spooled {
     dir: TempDir,
     pub(super) incoming: PathBuf,

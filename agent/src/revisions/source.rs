@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use mcp_spec::duration::Span;
 use mcp_spec::name::NodeName;
 use mcp_spec::revision::CommitId;
 use thiserror::Error;
@@ -62,9 +63,38 @@ pub enum FetchError {
         /// The branch.
         branch: String,
     },
+    /// It did not answer in time.
+    #[error("the upstream {url} gave no answer within {limit}")]
+    Stalled {
+        /// The source.
+        url: String,
+        /// How long it was waited for.
+        limit: Span,
+    },
+    /// So many earlier looks hang that no other is begun.
+    #[error("the upstream {url} hangs: {looks} earlier fetches have not ended")]
+    Hangs {
+        /// The source.
+        url: String,
+        /// How many.
+        looks: usize,
+    },
+    /// The look at it broke off.
+    #[error("the fetch of {url} broke off")]
+    BrokeOff {
+        /// The source.
+        url: String,
+    },
     /// What was fetched is refused.
     #[error(transparent)]
     Refused(#[from] ReceiveError),
+}
+
+/// What was read of an upstream: a pack in quarantine, of what leads from our history to its tip.
+#[derive(Debug)]
+pub struct Fetched {
+    spooled: Spooled,
+    tip: CommitId,
 }
 
 impl FetchError {
@@ -74,6 +104,11 @@ impl FetchError {
         match self {
             Self::Refused(refused) => refused.hint(),
             Self::NoBranch { .. } => "push to that branch, or set `[source] branch`".to_owned(),
+            Self::Stalled { .. } | Self::Hangs { .. } => {
+                "look at the file system that it lies on; it is tried again at the next poll"
+                    .to_owned()
+            }
+            Self::BrokeOff { .. } => "look at the agent's log, and report it".to_owned(),
             _ => "check `[source] url` in the agent's configuration".to_owned(),
         }
     }
@@ -87,57 +122,82 @@ impl FetchError {
             Self::NoRepository { .. } => "no-repository",
             Self::Borrows { .. } => "borrowed-objects",
             Self::NoBranch { .. } => "no-branch",
+            Self::Stalled { .. } => "stalled",
+            Self::Hangs { .. } => "hangs",
+            Self::BrokeOff { .. } => "broke-off",
             Self::Refused(refused) => refused.name(),
         }
     }
 }
 
 impl RevisionStore {
-    /// Fetches a branch of another repository and takes it through the door. `None` where it stands
-    /// at the head already.
+    /// Reads a branch of another repository. `None` where it stands at the head already.
+    ///
+    /// The other repository may hang: nothing is held meanwhile that anybody else waits for, and whoever
+    /// gives the call up leaves nothing behind but what goes with its return.
     ///
     /// # Errors
     ///
-    /// [`FetchError`]; `Refused` with the door's own reason, and nothing has changed.
-    pub fn fetch_source(
+    /// [`FetchError`]; `Refused` with the door's own reason.
+    pub fn read_source(
         &self,
         url: &str,
         branch: &str,
+        limits: &Limits,
+    ) -> Result<Option<Fetched>, FetchError> {
+        let path = local_path(url)?;
+        let (objects_dir, tip) = branch_tip(&path, branch)?;
+        if self.answered_by_head(self.head(), tip)?.is_some() {
+            return Ok(None);
+        }
+        let spooled = self.copy_objects(&objects_dir, tip, limits)?;
+        Ok(Some(Fetched { spooled, tip }))
+    }
+
+    /// Takes what was read of an upstream through the door. `None` where the head came there meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The door's own; nothing has changed then.
+    pub fn receive_fetched(
+        &self,
+        fetched: Fetched,
         node: &NodeName,
         limits: &Limits,
         now: Timestamp,
     ) -> Result<Option<Accepted>, FetchError> {
-        let path = local_path(url)?;
-        let (objects_dir, tip) = branch_tip(&path, branch)?;
+        let Fetched { spooled, tip } = fetched;
         let _door = self.lock_door();
-        let head = self.head();
-        if let Some(accepted) = self.answered_by_head(head, tip)? {
-            return Ok((accepted.previous != Some(accepted.head)).then_some(accepted));
+        if self.answered_by_head(self.head(), tip)?.is_some() {
+            return Ok(None);
         }
-        let spooled = self.copy_objects(&objects_dir, tip, limits)?;
         Ok(Some(self.receive_spooled(spooled, tip, node, limits, now)?))
     }
 
     /// Makes a pack, in quarantine, of what leads from our history to the tip.
-    fn copy_objects(
+    pub(super) fn copy_objects(
         &self,
         objects_dir: &Path,
         tip: CommitId,
         limits: &Limits,
     ) -> Result<Spooled, ReceiveError> {
+        // Copies: reading theirs may take for ever, and no lock may be held meanwhile.
+        let (head, accepted, past) = {
+            let state = self.read_state();
+            (state.head, state.accepted.clone(), state.past.clone())
+        };
+        let trust = self.trust().clone();
         let clock = Clockwork::start(limits);
         let limit = usize::try_from(limits.object_bytes).unwrap_or(usize::MAX);
         let theirs = Objects::open(objects_dir, limit)
             .map_err(ReceiveError::io("open the source's objects"))?;
         let ours = Objects::open(&self.objects_dir(), limit)
             .map_err(ReceiveError::io("open the repository"))?;
-        let state = self.read_state();
-        let trust = self.trust();
         let verification = |objects| Verification {
             objects,
             shapes: &self.shapes,
-            accepted: &state.accepted,
-            past: &state.past,
+            accepted: &accepted,
+            past: &past,
             trust: &trust,
             limits,
             clock: &clock,
@@ -145,7 +205,7 @@ impl RevisionStore {
         };
         let new = verification(&theirs).new_commits(tip)?;
         let mut held = std::collections::HashSet::new();
-        if let Some(head) = state.head {
+        if let Some(head) = head {
             let tree = verification(&ours).tree_of(head)?;
             trees::reach(
                 &ours,

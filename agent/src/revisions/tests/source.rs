@@ -1,15 +1,21 @@
 //! Fetching from another repository goes through the same door.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use super::super::{Accepted, FetchError, Limits, ReceiveError};
 use super::scene::{OWNER, Scene, definition, node, now};
 
 fn fetch(scene: &Scene, url: &str, branch: &str) -> Result<Option<Accepted>, FetchError> {
     let limits = Limits::default();
+    let Some(fetched) = scene.store.read_source(url, branch, &limits)? else {
+        return Ok(None);
+    };
     scene
         .store
-        .fetch_source(url, branch, &node(), &limits, now())
+        .receive_fetched(fetched, &node(), &limits, now())
 }
 
 fn fetch_work(scene: &Scene) -> Result<Option<Accepted>, FetchError> {
@@ -147,4 +153,53 @@ fn source_that_lies_about_an_object_is_refused() {
     let before = scene.fingerprint();
     assert_eq!(fetch_work(&scene).unwrap_err().name(), "bad-object");
     scene.assert_untouched(&before);
+}
+
+/// Opens a pipe for writing as soon as somebody reads from it, who then waits for what is never written.
+fn hold_reader(pipe: &std::path::Path) -> fs::File {
+    let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let opened = fs::OpenOptions::new()
+            .write(true)
+            .custom_flags(nonblocking)
+            .open(pipe);
+        match opened {
+            Ok(held) => return held,
+            Err(error) => assert!(Instant::now() < until, "nobody reads: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn upstream_that_hangs_keeps_neither_pushes_nor_readers_waiting() {
+    let scene = Scene::new();
+    fetch_work(&scene).unwrap();
+    scene.write("services/shop.toml", &definition("shop", "v2"));
+    scene.commit(Some("kyle"), "v2");
+    scene.command("cp", &["-r", "work", "up"], scene.dir.path());
+    let objects = scene.dir.path().join("up/.git/objects");
+    // What an object database looks at first.
+    let pipe = objects.join("info/alternates");
+    fs::create_dir_all(objects.join("info")).unwrap();
+    scene.command("mkfifo", &[pipe.to_str().unwrap()], scene.dir.path());
+    let (scene, store) = (&scene, &scene.store);
+    std::thread::scope(|threads| {
+        let (limits, tip) = (Limits::default(), scene.tip());
+        let reading = threads.spawn(move || store.copy_objects(&objects, tip, &limits));
+        let held = hold_reader(&pipe);
+        let (tell, told) = mpsc::channel();
+        let pushing =
+            threads.spawn(move || drop(tell.send(scene.push().map(|pushed| pushed.head))));
+        let pushed = told.recv_timeout(Duration::from_secs(20));
+        let hung = !reading.is_finished();
+        // It is looked at more than once.
+        fs::remove_file(&pipe).unwrap();
+        drop(held);
+        pushing.join().unwrap();
+        assert_eq!(pushed.expect("a push waits").unwrap(), scene.tip());
+        assert!(hung, "the upstream did not hang");
+        drop(reading.join().unwrap());
+    });
 }
