@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
 
+use jiff::Timestamp;
 use mcp_spec::signature::{DeniedKeys, OwnerKeys};
 
 use crate::config::{Config, ConfigError};
@@ -18,6 +19,7 @@ use crate::revisions::{Inspection, RevisionStore};
 use crate::runtime::Runtime as _;
 use crate::runtime::docker::{DockerRuntime, EngineSocket};
 use crate::tls::Certificate;
+use crate::tls::validity::configured;
 
 /// Longest wait for the engine: a busy podman takes seconds to tell of itself.
 const ENGINE_LIMIT: Duration = Duration::from_secs(20);
@@ -171,9 +173,17 @@ fn services_dir(config: &Config) -> Row {
 }
 
 fn certificate(config: &Config) -> Row {
-    match Certificate::load(&config.tls) {
-        Ok(_) => Row::good("certificate", config.tls.cert.display().to_string()),
-        Err(error) => Row::bad("certificate", error_chain(&error), error.hint()),
+    let name = "certificate";
+    let shown = config.tls.cert.display();
+    let dates = Certificate::load(&config.tls).and_then(|_| configured(&config.tls));
+    match dates {
+        Ok(Some(dates)) => match dates.look(&config.tls, Timestamp::now()) {
+            Ok(()) => Row::good(name, format!("{shown}, valid until {}", dates.until)),
+            Err(error) if error.is_warning() => Row::warning(name, error.to_string(), error.hint()),
+            Err(error) => Row::bad(name, error.to_string(), error.hint()),
+        },
+        Ok(None) => Row::good(name, shown.to_string()),
+        Err(error) => Row::bad(name, error_chain(&error), error.hint()),
     }
 }
 

@@ -4,6 +4,8 @@
 //! Bounds: [`MAX_CONNECTIONS`] in all and [`MAX_PER_ADDRESS`] for one address, handshakes included;
 //! a connection beyond them is closed at once. A handshake has [`HANDSHAKE_LIMIT`].
 
+pub mod validity;
+
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -196,21 +198,27 @@ impl Certificate {
     }
 }
 
-fn read(files: &TlsConfig) -> Result<CertifiedKey, CertificateError> {
-    let bytes = |file: &Path| {
-        fs::read(file).map_err(|source| CertificateError::Read {
-            file: file.to_owned(),
-            source,
-        })
-    };
-    let chain = CertificateDer::pem_slice_iter(&bytes(&files.cert)?)
+fn bytes(file: &Path) -> Result<Vec<u8>, CertificateError> {
+    fs::read(file).map_err(|source| CertificateError::Read {
+        file: file.to_owned(),
+        source,
+    })
+}
+
+/// The certificates of the configured file, the server's own first.
+fn chain(files: &TlsConfig) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    CertificateDer::pem_slice_iter(&bytes(&files.cert)?)
         .collect::<Result<Vec<_>, _>>()
         .ok()
         .filter(|chain| !chain.is_empty())
         .ok_or_else(|| CertificateError::Empty {
             file: files.cert.clone(),
             what: "certificate",
-        })?;
+        })
+}
+
+fn read(files: &TlsConfig) -> Result<CertifiedKey, CertificateError> {
+    let chain = chain(files)?;
     let key = PrivateKeyDer::from_pem_slice(&bytes(&files.key)?).map_err(|_| {
         CertificateError::Empty {
             file: files.key.clone(),

@@ -22,6 +22,7 @@ use crate::auth::Identity;
 use crate::node::{NodeFacts, Usage};
 use crate::registry::{EventQuery, EventRow};
 use crate::takeover::strangers;
+use crate::tls::validity::configured;
 use crate::watch::{EngineState, Snapshot};
 
 /// Events that wait for a slow follower; then the registry is read again where it stopped.
@@ -310,6 +311,11 @@ impl v1::registry_server::Registry for Registry {
             node,
         }))
     }
+        if let Ok(Some(dates)) = configured(&agent.config.tls)
+            && let Err(error) = dates.look(&agent.config.tls, agent.clock.now())
+        {
+            warnings.push(format!("the certificate {error}; {}", error.hint()));
+        }
 
     type WatchEventsStream =
         Pin<Box<dyn Stream<Item = Result<v1::WatchEventsResponse, Status>> + Send>>;

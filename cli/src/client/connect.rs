@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use rustls::CertificateError;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -173,24 +174,77 @@ fn tls_failure(node: &NodeEntry, error: &std::io::Error) -> Failure {
             .trim_start_matches("unexpected error: ")
             .to_owned(),
     );
-    let certificate = error
+    let refused = error
         .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        .is_some_and(|inner| matches!(inner, rustls::Error::InvalidCertificate(_)));
-    if certificate {
-        failure.hint(format!(
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match refused {
+        Some(rustls::Error::InvalidCertificate(refused)) => failure.hint(mend(node, refused)),
+        _ => failure,
+    }
+}
+
+/// What to do about a certificate that is refused.
+fn mend(node: &NodeEntry, refused: &CertificateError) -> String {
+    let name = &node.name;
+    match refused {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => format!(
+            "give {name} a new certificate of the same CA: on the node, mcp-agent check tells of the \
+             old one; or one of the two clocks is wrong: compare date -u here and there"
+        ),
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => format!(
+            "compare date -u here and on {name}: one of the two clocks is wrong, or the certificate \
+             was made for later: mcp-agent check on the node tells"
+        ),
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            format!(
+                "write the name that the certificate has as server_name of node {name} in mcp.toml"
+            )
+        }
+        CertificateError::UnknownIssuer => format!(
+            "compare the CA of the agent (DIR/tls/ca.pem) with the one configured here: mcp node \
+             list; a new one: mcp node remove {name}, then mcp node add {name} {} --ca FILE",
+            node.address
+        ),
+        _ => format!(
             "compare the CA of the agent (DIR/tls/ca.pem) with what is configured: mcp node list; \
-             a name that differs goes into server_name of node {}",
-            node.name
-        ))
-    } else {
-        failure
+             a name that differs goes into server_name of node {name}"
+        ),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mend_of_a_refused_certificate_follows_from_its_fault() {
+        let node = NodeEntry {
+            name: "rift".parse().unwrap(),
+            address: "rift.example.net:9444".to_owned(),
+            ca_cert: None,
+            fingerprint: None,
+            server_name: None,
+        };
+        let told = |fault: CertificateError| {
+            let error = rustls::Error::InvalidCertificate(fault);
+            let error = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+            tls_failure(&node, &error).hint.clone().unwrap()
+        };
+        let expired = told(CertificateError::ExpiredContext {
+            time: rustls_pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(2)),
+            not_after: rustls_pki_types::UnixTime::since_unix_epoch(
+                std::time::Duration::from_secs(1),
+            ),
+        });
+        assert!(
+            expired.contains("a new certificate of the same CA"),
+            "{expired}"
+        );
+        assert!(!expired.contains("server_name") && !expired.contains("node list"));
+        assert!(told(CertificateError::NotValidYet).contains("clocks"));
+        assert!(told(CertificateError::NotValidForName).contains("server_name of node rift"));
+        assert!(told(CertificateError::UnknownIssuer).contains("mcp node add rift"));
+    }
 
     #[test]
     fn addresses_come_with_and_without_a_port() {
