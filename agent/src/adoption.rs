@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use mcp_spec::capture::Captured;
 use mcp_spec::component::ServiceSpec;
 use mcp_spec::image::Digest;
@@ -20,6 +21,7 @@ use thiserror::Error;
 use crate::Agent;
 use crate::blocking::blocking;
 use crate::deploy::AloneError;
+use crate::planning::Supposed;
 use crate::random::Random;
 use crate::registry::{
     AdoptedComponent, Adoption, ComponentRecord, DeployedRow, DeploymentId, DeploymentRow,
@@ -482,6 +484,73 @@ fn kept_as_it_is(mut captured: Captured, policy: &Policy) -> Captured {
     captured
 }
 
+/// What the node would be with these containers adopted, each of which is looked at now.
+///
+/// # Errors
+///
+/// [`AdoptError`], as of an adoption.
+pub async fn suppose(
+    agent: &Arc<Agent>,
+    actor: &str,
+    chosen: Vec<Chosen>,
+) -> Result<Vec<Supposed>, AdoptError> {
+    let known = Known::read(agent).await?;
+    let all = agent.runtime.list().await?;
+    let now = agent.clock.now();
+    let mut supposed = Vec::new();
+    for chosen in chosen.iter().take(MOST) {
+        for (key, live) in known.choose(chosen, &all)? {
+            known.check(agent, &key, live).await?;
+            let settings = known.settings(&key.service);
+            let one = captured(agent, &known, key, live).await?;
+            let nothing = DeploymentId::from_bits(0);
+            supposed.push(Supposed {
+                row: row(&one, &nothing, actor, settings, now),
+                departures: one.captured.departures,
+                live: one.live,
+            });
+        }
+    }
+    Ok(supposed)
+}
+
+/// What the registry has of an adopted container.
+fn row(
+    one: &Adopted,
+    id: &DeploymentId,
+    actor: &str,
+    settings: ServiceSettings,
+    now: Timestamp,
+) -> DeployedRow {
+    let live = &one.live;
+    let is_made_here = !one.revision.is_none();
+    // What does not run stays so, until an operator says otherwise.
+    let stopped_by = (!live.state.is_running()).then(|| StopOverride {
+        by: actor.to_owned(),
+        at: now,
+    });
+    DeployedRow {
+        key: one.key.clone(),
+        spec_digest: one.captured.spec.digest(),
+        spec: one.captured.spec.clone(),
+        image_id: live.image_id.clone(),
+        image_digest: one.image_digest,
+        revision: one.revision,
+        container: live.id.clone(),
+        container_name: live.name.clone(),
+        generation: live.generation().filter(|_| is_made_here).unwrap_or(0),
+        baseline: live.fields.clone(),
+        desired: DesiredState::Running,
+        stopped_by,
+        hold: None,
+        deployment: id.clone(),
+        history: 0,
+        deployed_at: now,
+        adopted: !is_made_here,
+        settings,
+    }
+}
+
 async fn write_down(
     agent: &Agent,
     actor: &str,
@@ -521,32 +590,7 @@ async fn write_down(
     };
     for one in adopted {
         let live = &one.live;
-        let is_made_here = !one.revision.is_none();
-        // What does not run stays so, until an operator says otherwise.
-        let stopped_by = (!live.state.is_running()).then(|| StopOverride {
-            by: actor.to_owned(),
-            at: now,
-        });
-        let row = DeployedRow {
-            key: one.key.clone(),
-            spec_digest: one.captured.spec.digest(),
-            spec: one.captured.spec.clone(),
-            image_id: live.image_id.clone(),
-            image_digest: one.image_digest,
-            revision: one.revision,
-            container: live.id.clone(),
-            container_name: live.name.clone(),
-            generation: live.generation().filter(|_| is_made_here).unwrap_or(0),
-            baseline: live.fields.clone(),
-            desired: DesiredState::Running,
-            stopped_by,
-            hold: None,
-            deployment: id.clone(),
-            history: 0,
-            deployed_at: now,
-            adopted: !is_made_here,
-            settings,
-        };
+        let row = row(one, &id, actor, settings, now);
         let mut observed = first_sight(&row, &Observed::Present(Box::new(live.clone())), now);
         // No gate has passed it.
         observed.health = observed.health.map(|_| HealthWord::Starting);

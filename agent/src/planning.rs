@@ -20,10 +20,12 @@ use mcp_spec::revision::CommitId;
 
 mod error;
 mod facts;
+mod supposed;
 mod wanted;
 
 pub use error::PlanError;
 pub use facts::deployed_of;
+pub use supposed::Supposed;
 
 use facts::Facts;
 
@@ -148,18 +150,35 @@ impl Planner {
     ///
     /// [`PlanError`].
     pub async fn deploy(&self, wish: &Wish) -> Result<Planned, PlanError> {
-        let planned = self.deploy_as_seen(wish).await?;
+        self.deploy_supposing(wish, &[]).await
+    }
+
+    /// Plans a deploy as it would be after containers were adopted.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError`].
+    pub async fn deploy_supposing(
+        &self,
+        wish: &Wish,
+        supposed: &[Supposed],
+    ) -> Result<Planned, PlanError> {
+        let planned = self.deploy_as_seen(wish, supposed).await?;
         let blocked = |service: &ServicePlan| !service.blocked.is_empty();
         // The snapshot follows the engine's events by a moment: what blocks is looked at once more
         // before it is said, since an operator may just have cleared it away.
         if planned.plan.services().iter().any(blocked) && self.watch.fresh().await.is_ok() {
-            return self.deploy_as_seen(wish).await;
+            return self.deploy_as_seen(wish, supposed).await;
         }
         Ok(planned)
     }
 
     /// Plans a deploy on what the snapshot shows.
-    async fn deploy_as_seen(&self, wish: &Wish) -> Result<Planned, PlanError> {
+    async fn deploy_as_seen(
+        &self,
+        wish: &Wish,
+        supposed: &[Supposed],
+    ) -> Result<Planned, PlanError> {
         let head = self.revision(None)?;
         let revision = self.revision(wish.revision.as_deref())?;
         let purpose = if wish.auto {
@@ -170,7 +189,7 @@ impl Planner {
             Purpose::DeployRevision
         };
         let set = self.desired_set(revision, wish.draft.clone()).await?;
-        let facts = self.facts().await?;
+        let facts = self.facts().await?.supposing(supposed);
         let mut wanted = BTreeMap::new();
         for (name, service) in &set.services {
             let mut components = BTreeMap::new();

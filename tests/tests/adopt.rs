@@ -118,6 +118,11 @@ fn adopted_container_is_not_touched_before_a_deploy_that_was_told_of(lane: Lane)
         .ok()
         .json();
     let one = &reply["adopted"][0];
+    assert_eq!(
+        told["plan"], reply["plan"],
+        "the dry run tells the plan as it is after the adoption"
+    );
+    assert_eq!(told["plan"]["blocked"], Value::Array(Vec::new()));
     assert_eq!(text(&reply, "written"), "services/adopted.toml");
     let departing = departures(one);
     assert!(departing.contains(&"restart".to_owned()), "{departing:?}");

@@ -335,7 +335,7 @@ impl v1::workloads_server::Workloads for Workloads {
     }
 }
 
-fn adopt_failure(error: &AdoptError) -> Status {
+pub(super) fn adopt_failure(error: &AdoptError) -> Status {
     let (code, reason) = match error {
         AdoptError::Engine(error) if error.is_away() => (Code::Internal, "engine"),
         AdoptError::Engine(_) => (Code::FailedPrecondition, "engine"),

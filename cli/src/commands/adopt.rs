@@ -93,7 +93,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         |node| *node,
         async |client, _| {
             let reply = client.adopt(request.clone()).await?;
-            report(context, client, &target.service, reply).await
+            report(context, client, &target.service, reply, args.dry_run).await
         },
     )
     .await;
@@ -169,6 +169,7 @@ async fn report(
     client: &NodeClient,
     service: &ServiceName,
     reply: v1::AdoptResponse,
+    dry_run: bool,
 ) -> Result<Report, Failure> {
     let mut definition = DefinitionText::read(context, service)?;
     let mut defined = Vec::new();
@@ -199,6 +200,12 @@ async fn report(
             path: definition.name.clone(),
             content: Some(definition.text().as_bytes().to_vec()),
         }],
+        // What was only tried is not adopted: the next deploy is that after the adoption all the same.
+        supposed: if dry_run {
+            reply.adopted.iter().map(supposed).collect()
+        } else {
+            Vec::new()
+        },
         ..v1::PlanRequest::default()
     });
     Ok(Report {
@@ -207,6 +214,13 @@ async fn report(
         definition,
         defined,
     })
+}
+
+fn supposed(one: &v1::Adopted) -> v1::Supposed {
+    v1::Supposed {
+        target: one.target.clone(),
+        container_id: one.container_id.clone(),
+    }
 }
 
 fn component(one: &v1::Adopted) -> &str {

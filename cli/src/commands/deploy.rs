@@ -205,6 +205,7 @@ async fn fetch_plans(
                 force: args.force,
                 with_deps: args.with_deps,
                 draft: Vec::new(),
+                supposed: Vec::new(),
             };
             let mut plan = client.get_plan(request).await?;
             if plan.node.is_empty() {

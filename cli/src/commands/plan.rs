@@ -79,6 +79,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
                     force: args.force,
                     with_deps: args.with_deps,
                     draft,
+                    supposed: Vec::new(),
                 })
                 .await?;
             if plan.node.is_empty() {

@@ -1,7 +1,7 @@
 //! Plans and deploys of a revision.
 
 use mcp_proto::{convert, v1};
-use mcp_spec::name::Target;
+use mcp_spec::name::{ComponentKey, Target};
 use mcp_spec::plan::Options;
 use tonic::{Request, Response, Status};
 
@@ -12,10 +12,13 @@ use super::request::{
     RequestKey, check_again, check_consent, check_plan_id, no_targets, plan_failure,
     require_services, revision_of, targets_of,
 };
-use crate::auth::Role;
-use crate::planning::Wish;
+use crate::adoption::{self, Chosen};
+use crate::auth::{Identity, Role};
+use crate::planning::{Supposed, Wish};
 use crate::registry::Trigger;
 use crate::rpc::authenticate::{About, caller};
+use crate::rpc::status;
+use crate::rpc::workloads::adopt_failure;
 
 impl Deployments {
     pub(super) async fn plan_of(
@@ -41,16 +44,46 @@ impl Deployments {
             auto: false,
             resolve_tags: false,
         };
+        let supposed = self.supposed(&identity, &request.supposed).await?;
         let planned = self
             .agent
             .planner
-            .deploy(&wish)
+            .deploy_supposing(&wish, &supposed)
             .await
             .map_err(|error| plan_failure(&error))?;
         Ok(Response::new(convert::plan(
             &planned.plan,
             self.agent.revisions.head(),
         )))
+    }
+
+    /// The containers that a plan takes for adopted. They are looked into, so it takes who may adopt them.
+    async fn supposed(
+        &self,
+        identity: &Identity,
+        messages: &[v1::Supposed],
+    ) -> Result<Vec<Supposed>, Status> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
+        identity.require(Role::Operator)?;
+        let mut chosen = Vec::new();
+        for message in messages {
+            let targets = targets_of(message.target.as_slice())?;
+            let Some(target) = targets.into_iter().next() else {
+                return Err(no_targets());
+            };
+            identity.require_service(&target.service)?;
+            let component = target
+                .component
+                .ok_or_else(|| status::bad_request("a service is no component"))?;
+            let key = ComponentKey::new(target.service, component);
+            let id = message.container_id.chars().take(128).collect();
+            chosen.push(Chosen::As(id, key));
+        }
+        adoption::suppose(&self.agent, &identity.subject, chosen)
+            .await
+            .map_err(|error| adopt_failure(&error))
     }
 
     pub(super) async fn carry_out_deploy(
