@@ -287,7 +287,7 @@ async fn sync_first(context: &Context, args: &Args, placed: &[Placed<'_>]) -> Re
             return Err(failure.clone());
         }
     }
-    push::require_fast_forward(&repo, changes.head, &standings).await?;
+    push::require_fast_forward(&repo, &changes, &standings).await?;
     let mut revision = changes.head;
     if let Some(set) = &set {
         let committed = push::commit(context, &repo, &changes, &selection, set, None)?;

@@ -4,7 +4,7 @@ use mcp_cli::repo::{DesiredRepo, FetchedError};
 use mcp_spec::revision::CommitId;
 use serde::Serialize;
 
-use super::{repository, rows};
+use super::{push, repository, rows};
 use crate::client::{self, Answer, Pulled};
 use crate::context::Context;
 use crate::error::{Exit, Failure, Outcome};
@@ -191,8 +191,12 @@ fn hint(context: &Context, repo: &DesiredRepo, local: Option<CommitId>, kept: &[
         }
         let forward = repo.is_ancestor(local, *head).unwrap_or(false);
         let flag = if forward { "--ff-only " } else { "" };
+        let is_edited = repo
+            .changes()
+            .is_ok_and(|changes| !changes.changes.is_empty());
         context.out.hint(&format!(
-            "git log {node}/head, then: git merge {flag}{node}/head"
+            "git log {node}/head, then: {}",
+            push::merging(&format!("git merge {flag}{node}/head"), is_edited)
         ));
         return;
     }

@@ -91,9 +91,11 @@ pub(crate) async fn standings<'a>(
 /// Exit code 5, with the way to merge; 7 where the histories have nothing in common.
 pub(crate) async fn require_fast_forward(
     repo: &DesiredRepo,
-    local: Option<CommitId>,
+    changes: &Changes,
     answers: &[Answer<Standing>],
 ) -> Result<(), Failure> {
+    let local = changes.head;
+    let is_edited = !changes.changes.is_empty();
     for answer in answers {
         let Ok(Standing {
             head: Some(head),
@@ -121,7 +123,8 @@ pub(crate) async fn require_fast_forward(
             )
             .cause("somebody else pushed, or this is another repository")
             .hint(format!(
-                "mcp fetch, then: git merge {node}/head && mcp sync"
+                "mcp fetch, then: {} && mcp sync",
+                merging(&format!("git merge {node}/head"), is_edited)
             )));
         }
         let forward = repo
@@ -142,7 +145,7 @@ pub(crate) async fn require_fast_forward(
                     short(&local.to_string())
                 ),
             )
-            .hint(format!("git merge --ff-only {id}"))
+            .hint(merging(&format!("git merge --ff-only {id}"), is_edited))
         } else {
             Failure::new(
                 Exit::Stale,
@@ -151,10 +154,23 @@ pub(crate) async fn require_fast_forward(
                     short(&local.to_string())
                 ),
             )
-            .hint(format!("git merge {id} && mcp sync"))
+            .hint(format!(
+                "{} && mcp sync",
+                merging(&format!("git merge {id}"), is_edited)
+            ))
         });
     }
     Ok(())
+}
+
+/// The commands of a merge. Git merges nothing over edits that are not committed, so they step aside
+/// meanwhile, new files among them.
+pub(super) fn merging(merge: &str, is_edited: bool) -> String {
+    if is_edited {
+        format!("git stash -u && {merge} && git stash pop")
+    } else {
+        merge.to_owned()
+    }
 }
 
 /// Refuses where the node's accepted history and the repository's have no commit in common.

@@ -76,7 +76,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         let _spinner = progress.spin("asking the nodes for their heads");
         push::standings(context, &nodes, changes.head).await
     };
-    push::require_fast_forward(&repo, changes.head, &standings).await?;
+    push::require_fast_forward(&repo, &changes, &standings).await?;
 
     if args.dry_run {
         return dry_run(context, &args, &repo, &changes, &set);

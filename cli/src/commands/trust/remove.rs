@@ -46,7 +46,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     repository::require_owner(signers.text.signers(), after.signers(), &signing)?;
     let nodes = sync::nodes_for(context, &set)?;
     let standings = push::standings(context, &nodes, Some(signers.head)).await;
-    push::require_fast_forward(&signers.repo, Some(signers.head), &standings).await?;
+    push::require_fast_forward(&signers.repo, &signers.changes, &standings).await?;
     let exit = change::carry_out(
         context,
         &signers,

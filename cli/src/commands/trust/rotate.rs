@@ -68,7 +68,7 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
         let _spinner = progress.spin("asking every node for its head");
         push::standings(context, &nodes, Some(signers.head)).await
     };
-    push::require_fast_forward(&signers.repo, Some(signers.head), &standings).await?;
+    push::require_fast_forward(&signers.repo, &signers.changes, &standings).await?;
     if !args.even_behind {
         require_all(context, &set, signers.head, &standings)?;
     }
