@@ -50,6 +50,7 @@ pub use context::Context;
 pub use execution::Order;
 pub use feed::{Ended, Feed, Step};
 pub use lanes::{DeployerDied, DeployerTask};
+pub use outcome::mend;
 
 use lanes::Sweeping;
 

@@ -192,7 +192,11 @@ impl Registry {
         T: Send + 'static,
         F: FnOnce(&WriteTx<'_>) -> Result<T, RegistryError> + Send + 'static,
     {
-        self.shared.writer.write(work).await
+        let written = self.shared.writer.write(work).await;
+        written.map_err(|error| match self.shared.path.parent() {
+            Some(folder) => error.in_folder(folder),
+            None => error,
+        })
     }
 
     /// Runs `work` on one consistent snapshot.

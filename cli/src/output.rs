@@ -36,6 +36,8 @@ pub(crate) struct Printer {
     /// Columns of the terminal on standard output; none off a terminal.
     width: Option<usize>,
     err_terminal: bool,
+    /// Columns of the terminal on standard error; none off a terminal.
+    err_width: Option<usize>,
     progress: ProgressChoice,
     now: jiff::Timestamp,
 }
@@ -50,13 +52,8 @@ impl Printer {
             Colour::Always => ColorChoice::AlwaysAnsi,
             Colour::Never => ColorChoice::Never,
         };
-        let width = out_terminal
-            .then(|| rustix::termios::tcgetwinsize(std::io::stdout()).ok())
-            .flatten()
-            .map(|size| usize::from(size.ws_col))
-            .filter(|columns| *columns > 0)
-            .or(out_terminal.then_some(80))
-            .map(|columns| columns.min(MAX_WIDTH));
+        let width = out_terminal.then(|| columns(std::io::stdout()));
+        let err_width = err_terminal.then(|| columns(std::io::stderr()));
         Self {
             format: global.output,
             quiet: global.quiet,
@@ -65,6 +62,7 @@ impl Printer {
             err_colour: choice(global.color, AutoStream::choice(&std::io::stderr())),
             width,
             err_terminal,
+            err_width,
             progress: global.progress,
             now: jiff::Timestamp::now(),
         }
@@ -195,7 +193,7 @@ impl Printer {
     /// Tells a failure.
     pub(crate) fn failure(&self, failure: &Failure) {
         if !failure.told {
-            self.error_text(&failure_text(failure));
+            self.error_text(&failure_text(failure, self.err_width));
         }
     }
 
@@ -225,11 +223,35 @@ impl Printer {
     }
 }
 
-/// A failure as text: `error:`, `caused by:` a line each, a blank line, `hint:`.
-pub(crate) fn failure_text(failure: &Failure) -> String {
-    let mut text = format!("{} {}\n", red("error:"), clean::lines(&failure.message));
+/// The columns of a terminal, 80 where it does not say.
+fn columns(terminal: impl std::os::fd::AsFd) -> usize {
+    let size = rustix::termios::tcgetwinsize(terminal).ok();
+    let columns = size.map(|size| usize::from(size.ws_col));
+    columns
+        .filter(|columns| *columns > 0)
+        .unwrap_or(80)
+        .min(MAX_WIDTH)
+}
+
+/// A failure as text: `error:`, `caused by:` a line each, a blank line, `hint:`. On a terminal what is
+/// longer than a line goes on below, a little to the right; a hint stays as it can be copied.
+pub(crate) fn failure_text(failure: &Failure, width: Option<usize>) -> String {
+    let told = |what: &str, said: &str| {
+        let mut lines = String::new();
+        for (number, line) in clean::lines(said).lines().enumerate() {
+            let room = width.map_or(usize::MAX, |width| width.saturating_sub(BEFORE).max(40));
+            for (part, text) in table::wrap(line, room).into_iter().enumerate() {
+                if number + part > 0 {
+                    lines.push_str("\n  ");
+                }
+                lines.push_str(&text);
+            }
+        }
+        format!("{what} {lines}\n")
+    };
+    let mut text = told(&red("error:"), &failure.message);
     for cause in &failure.causes {
-        text.push_str(&format!("{} {}\n", dim("caused by:"), clean::lines(cause)));
+        text.push_str(&told(&dim("caused by:"), cause));
     }
     if let Some(hint) = &failure.hint {
         text.push_str(&format!("\n{} {}\n", bold("hint:"), clean::lines(hint)));
@@ -237,9 +259,31 @@ pub(crate) fn failure_text(failure: &Failure) -> String {
     text
 }
 
+/// Columns that `caused by:` and a space take.
+const BEFORE: usize = 11;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_cause_goes_on_below_on_a_terminal_and_nothing_of_it_is_lost() {
+        let cause = "the engine refused `image`: ".repeat(10);
+        let failure = Failure::failed("it failed")
+            .cause(cause.trim_end())
+            .hint("x ".repeat(60));
+        let text = failure_text(&failure, Some(80));
+        let text = anstream::adapter::strip_str(&text).to_string();
+        let (told, hint) = text.split_once("\n\n").unwrap();
+        assert!(
+            told.lines().all(|line| line.chars().count() <= 80),
+            "{told}"
+        );
+        assert!(told.lines().skip(2).all(|line| line.starts_with("  ")));
+        let whole: Vec<&str> = told.split_whitespace().collect();
+        assert!(whole.join(" ").contains(cause.trim_end()));
+        assert_eq!(hint.lines().count(), 1);
+    }
 
     #[test]
     fn failure_tells_causes_a_line_each_and_then_the_hint() {
@@ -248,7 +292,7 @@ mod tests {
             .cause("nothing listens")
             .hint("mcp node info rift");
         assert_eq!(
-            anstream::adapter::strip_str(&failure_text(&failure)).to_string(),
+            anstream::adapter::strip_str(&failure_text(&failure, None)).to_string(),
             "error: rift is unreachable\ncaused by: connection refused\ncaused by: nothing listens\n\nhint: mcp node info rift\n"
         );
     }

@@ -153,6 +153,12 @@ impl PartFailure {
             );
         }
         Some(match self {
+            Self::Registry(RegistryError::Full { .. }) => {
+                "make room on the disk of the agent's data directory, then deploy again"
+            }
+            Self::Source { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                "make room on the disk of that folder, then deploy again"
+            }
             Self::ImageAbsent { .. } => {
                 "load the image on the node, or allow a pull with `pull = \"missing\"`"
             }

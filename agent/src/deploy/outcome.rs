@@ -78,13 +78,7 @@ pub(super) fn aborted(execution: &Execution, why: &Abort) -> Vec<ComponentRecord
 /// Why a deployment ended before the line, in one sentence.
 pub(super) fn abort_text(execution: &Execution, why: &Abort) -> String {
     match why {
-        Abort::Befallen((component, failure)) => {
-            let text = format!("{}: {}", execution.key(component), failure_chain(failure));
-            match failure.hint() {
-                Some(hint) => format!("{text} ({hint})"),
-                None => text,
-            }
-        }
+        Abort::Befallen((component, failure)) => told(execution, component, failure),
         Abort::Cancelled => "cancelled before anything was touched".to_owned(),
         Abort::Superseded => "a newer deployment took its place".to_owned(),
         Abort::Overruled => "an operator's stop or hold came first".to_owned(),
@@ -118,9 +112,23 @@ pub(super) fn failure_text(
         .iter()
         .find(|(_, failure)| !failure.is_consequence())
         .or_else(|| failed.iter().next())
-        .map(|(component, failure)| {
-            format!("{}: {}", execution.key(component), failure_chain(failure))
-        })
+        .map(|(component, failure)| told(execution, component, failure))
+}
+
+/// A component's failure in a sentence, with the mend in brackets where one is known.
+fn told(execution: &Execution, component: &ComponentName, failure: &PartFailure) -> String {
+    let text = format!("{}: {}", execution.key(component), failure_chain(failure));
+    match failure.hint() {
+        Some(mend) => format!("{text} ({mend})"),
+        None => text,
+    }
+}
+
+/// The mend that a deployment's error ends with: what follows the component's own failure in brackets.
+#[must_use]
+pub fn mend<'a>(error: &'a str, of_component: &str) -> Option<&'a str> {
+    let (_, rest) = error.split_once(of_component)?;
+    rest.strip_prefix(" (")?.strip_suffix(')')
 }
 
 /// What a committed deployment says of each component.

@@ -1,6 +1,6 @@
 //! Why the registry could not be opened, read or written.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::ContainerId;
@@ -81,7 +81,7 @@ impl OpenError {
     pub(super) fn from_sqlite(path: &std::path::Path, error: &rusqlite::Error) -> Self {
         let path = path.to_owned();
         match RegistryError::from_sqlite(error) {
-            RegistryError::Full => Self::Full { path },
+            RegistryError::Full { .. } => Self::Full { path },
             RegistryError::Corrupt { detail } => Self::Corrupt { path, detail },
             RegistryError::Locked => Self::Locked { path },
             _ => Self::Sqlite {
@@ -96,8 +96,11 @@ impl OpenError {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RegistryError {
     /// The disk is full; a later write may succeed.
-    #[error("no space left for the registry")]
-    Full,
+    #[error("no space left for the registry{}", within(folder))]
+    Full {
+        /// The folder that it lies in.
+        folder: PathBuf,
+    },
     /// The file is damaged. No write is taken any more.
     #[error("the registry is damaged: {detail}")]
     Corrupt {
@@ -194,6 +197,16 @@ impl RegistryError {
         matches!(self, Self::Closed | Self::WritesStopped) || self.stops_writes()
     }
 
+    /// The same of a registry in this folder, where it matters.
+    pub(super) fn in_folder(self, folder: &Path) -> Self {
+        match self {
+            Self::Full { .. } => Self::Full {
+                folder: folder.to_owned(),
+            },
+            other => other,
+        }
+    }
+
     /// Sorts an error of SQLite.
     pub(super) fn from_sqlite(error: &rusqlite::Error) -> Self {
         let detail = error.to_string();
@@ -204,7 +217,9 @@ impl RegistryError {
             _ => {}
         }
         match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => Self::Full,
+            Some(ErrorCode::DiskFull) => Self::Full {
+                folder: PathBuf::new(),
+            },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt { detail },
             Some(
                 ErrorCode::SystemIoFailure
@@ -215,6 +230,14 @@ impl RegistryError {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Locked,
             _ => Self::Refused { detail },
         }
+    }
+}
+
+fn within(folder: &Path) -> String {
+    if folder.as_os_str().is_empty() {
+        String::new()
+    } else {
+        format!(" in {}", folder.display())
     }
 }
 

@@ -341,9 +341,17 @@ fn record(record: &ComponentRecord) -> v1::ComponentOutcome {
             .image_digest
             .as_ref()
             .map(ToString::to_string)
+        mend: mend(row, records).unwrap_or_default().to_owned(),
             .or_else(|| record.image_id.as_ref().map(ToString::to_string))
             .unwrap_or_default(),
         duration_ms: record.duration_ms,
+/// The mend of what a deployment failed with, where one is known.
+fn mend<'a>(row: &'a DeploymentRow, records: &[ComponentRecord]) -> Option<&'a str> {
+    let error = row.error.as_deref()?;
+    let mut failures = records.iter().filter_map(|record| record.error.as_deref());
+    failures.find_map(|failure| crate::deploy::mend(error, failure))
+}
+
         downtime_ms: record.downtime_ms,
         error: record.error.clone().unwrap_or_default(),
         changes: record.changes.iter().map(field_change).collect(),

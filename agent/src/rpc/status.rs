@@ -362,12 +362,21 @@ pub fn registry(error: &RegistryError) -> Status {
         RegistryError::TooLarge { .. } => (
             Code::ResourceExhausted,
             "too-large",
-            "ask for less at a time",
+            "ask for less at a time".to_owned(),
+        ),
+        RegistryError::Full { folder } => (
+            Code::ResourceExhausted,
+            "disk-full",
+            format!(
+                "make room on the disk of {0} on the node (df -h {0}), then try again: nothing has to be \
+                 restarted",
+                folder.display()
+            ),
         ),
         _ => (
             Code::Internal,
             "registry",
-            "look at disk and log of the agent: mcp-agent check",
+            "look at disk and log of the agent: mcp-agent check".to_owned(),
         ),
     };
     Failure::of(code, reason, error).hint(hint).into()

@@ -260,7 +260,7 @@ pub(crate) fn finish(
         let plans: Vec<v1::Plan> = ends.iter().filter_map(|end| end.plan.clone()).collect();
         show_plans(context, &plans, |_, _| String::new())?;
     } else if context.out.is_table() {
-        context.out.data(&text(ends, progress))?;
+        context.out.data(&text(context, ends, progress))?;
     } else {
         let deployments = ends
             .iter()
@@ -324,7 +324,7 @@ fn left(end: &End) -> Option<json::Deployment> {
     Some(json::Deployment::new(&end.node, &running))
 }
 
-fn text(ends: &[End], progress: &Progress) -> String {
+fn text(context: &Context, ends: &[End], progress: &Progress) -> String {
     let mut out = String::new();
     let told = ends
         .iter()
@@ -337,7 +337,10 @@ fn text(ends: &[End], progress: &Progress) -> String {
             }
             Ok(Some(deployments)) => {
                 for one in deployments {
-                    out.push_str(&deployment::render(&end.node, one, progress, qualified));
+                    let width = context.out.width();
+                    out.push_str(&deployment::render(
+                        &end.node, one, progress, qualified, width,
+                    ));
                 }
             }
             Ok(None) => {

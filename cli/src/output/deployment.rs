@@ -6,10 +6,14 @@ use super::clean;
 use super::plan::path;
 use super::progress::Progress;
 use super::style::{self, bold, count, dim, green, milliseconds, red, short, yellow};
+use super::table::cut;
 use crate::error::{Exit, Failure};
 
 /// Lines of a failed container's log that are shown; `mcp logs --deployment` has the rest.
 const LOG_LINES: usize = 8;
+
+/// Longest line of a component off a terminal: what engines say may be a page in one line.
+const LONGEST_LINE: usize = 240;
 
 /// How a deployment's outcome ends the command.
 pub(crate) fn exit(deployment: &v1::Deployment) -> Exit {
@@ -37,6 +41,7 @@ pub(crate) fn render(
     deployment: &v1::Deployment,
     progress: &Progress,
     qualified: bool,
+    width: Option<usize>,
 ) -> String {
     let mut out = String::new();
     let name = |part: &v1::ComponentOutcome| {
@@ -57,7 +62,7 @@ pub(crate) fn render(
     if deployment.outcome != "unchanged" && begun {
         for part in &deployment.components {
             let told = progress.told(node, &deployment.service, &part.component);
-            component(&mut out, &name(part), part, widest, &told, blamed);
+            component(&mut out, &name(part), part, widest, &told, blamed, width);
         }
     }
     if exit(deployment) == Exit::Done {
@@ -75,7 +80,12 @@ fn component(
     widest: usize,
     told: &str,
     blamed: bool,
+    width: Option<usize>,
 ) {
+    let room = width
+        .unwrap_or(LONGEST_LINE)
+        .saturating_sub(widest + 4)
+        .max(40);
     let name = clean::line(&format!("{name:<widest$}")).into_owned();
     let mut facts: Vec<String> = Vec::new();
     let mut fact = |text: &str| {
@@ -110,11 +120,9 @@ fn component(
                 } else {
                     &part.error
                 });
-                out.push_str(&format!(
-                    "{} {name}  {}\n",
-                    red(style::BAD),
-                    facts.join(" · ")
-                ));
+                // The whole of it is the error's cause, below.
+                let line = cut(&facts.join(" · "), room);
+                out.push_str(&format!("{} {name}  {line}\n", red(style::BAD)));
                 let skip = part.log_tail.len().saturating_sub(LOG_LINES);
                 for line in part.log_tail.iter().skip(skip) {
                     let line = clean::log_line(line.as_bytes());
@@ -142,7 +150,7 @@ fn component(
             };
             let why = match part.error.as_str() {
                 "" => String::new(),
-                why => format!(": {}", clean::line(why)),
+                why => format!(": {}", cut(&clean::line(why), room)),
             };
             out.push_str(&format!(
                 "{} {name}  {}{why}\n",
@@ -253,6 +261,7 @@ pub(crate) fn failure(
     if !own.is_empty() {
         failure = failure.cause(own);
     }
+    let mend = Some(deployment.mend.clone()).filter(|mend| !mend.is_empty());
     // The deployment's own words mostly repeat those of the component that failed.
     if !deployment.error.is_empty() && (own.is_empty() || !deployment.error.contains(own)) {
         failure = failure.cause(&deployment.error);
@@ -265,7 +274,7 @@ pub(crate) fn failure(
                 "mcp logs {name} --deployment {}",
                 short(&deployment.deployment_id)
             )),
-            _ => Some(format!("mcp status {}", deployment.service)),
+            _ => Some(mend.unwrap_or_else(|| format!("mcp status {}", deployment.service))),
         };
     }
     Some(failure)
@@ -275,6 +284,52 @@ pub(crate) fn failure(
 mod tests {
     use super::*;
     use crate::output::progress::Mode;
+
+    /// One whose engine had no room, and said so at length.
+    fn full() -> v1::Deployment {
+        let said = format!(
+            "looking for the image: {} no space left on device",
+            "x/".repeat(400)
+        );
+        v1::Deployment {
+            deployment_id: "51c07afaaaa".to_owned(),
+            service: "shop".to_owned(),
+            outcome: "aborted".to_owned(),
+            error: format!("shop/db: {said} (make room)"),
+            mend: "make room".to_owned(),
+            components: vec![v1::ComponentOutcome {
+                component: "db".to_owned(),
+                action: "replace".to_owned(),
+                outcome: "failed".to_owned(),
+                error: said,
+                ..v1::ComponentOutcome::default()
+            }],
+            ..v1::Deployment::default()
+        }
+    }
+
+    #[test]
+    fn a_failure_whose_mend_is_known_has_it_for_its_hint() {
+        let failure = failure("rift", &full(), None).unwrap();
+        assert_eq!(failure.hint.as_deref(), Some("make room"));
+        assert_eq!(
+            failure.causes,
+            [full().components[0].error.clone()],
+            "whole"
+        );
+    }
+
+    #[test]
+    fn what_an_engine_says_at_length_is_cut_on_its_components_line() {
+        let progress = Progress::new(Mode::Quiet, anstream::ColorChoice::Never);
+        for (width, longest) in [(Some(80), 80), (None, LONGEST_LINE)] {
+            let text = render("rift", &full(), &progress, false, width);
+            let text = anstream::adapter::strip_str(&text).to_string();
+            let line = text.lines().next().unwrap();
+            assert!(line.starts_with("✗ db  looking for the image") && line.ends_with('…'));
+            assert!(line.chars().count() <= longest, "{line}");
+        }
+    }
 
     #[test]
     fn a_rolled_back_deployment_tells_the_log_and_what_runs_again() {
@@ -304,8 +359,9 @@ mod tests {
             ..v1::Deployment::default()
         };
         let progress = Progress::new(Mode::Quiet, anstream::ColorChoice::Never);
-        let text = anstream::adapter::strip_str(&render("rift", &deployment, &progress, false))
-            .to_string();
+        let text =
+            anstream::adapter::strip_str(&render("rift", &deployment, &progress, false, None))
+                .to_string();
         assert_eq!(
             text,
             "\

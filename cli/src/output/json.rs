@@ -278,6 +278,7 @@ pub(crate) struct Deployment {
     revision: Option<String>,
     outcome: String,
     error: Option<String>,
+    mend: Option<String>,
     components: Vec<ComponentOutcome>,
 }
 
@@ -291,6 +292,7 @@ impl Deployment {
             revision: some(&deployment.revision),
             outcome: deployment.outcome.clone(),
             error: some(&deployment.error),
+            mend: some(&deployment.mend),
             components: deployment
                 .components
                 .iter()

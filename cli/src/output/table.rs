@@ -237,7 +237,7 @@ fn shrink(widths: &mut [usize], rows: &[Vec<Cell>], available: usize) {
 }
 
 /// `text` in lines of at most `width` columns, broken at spaces where there are any.
-fn wrap(text: &str, width: usize) -> Vec<String> {
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut rest = text;
     while rest.width() > width {

@@ -173,9 +173,14 @@ async fn a_full_disk_fails_the_write_and_no_later_one() {
         })
     };
     let now = pages(1).await.unwrap();
-    assert_eq!(
-        registry.remember("large", "x".repeat(60_000)).await,
-        Err(RegistryError::Full)
+    let full = registry.remember("large", "x".repeat(60_000)).await;
+    let folder = registry.path().parent().unwrap().to_owned();
+    let shown = folder.display().to_string();
+    assert_eq!(full, Err(RegistryError::Full { folder }));
+    assert!(
+        full.unwrap_err()
+            .to_string()
+            .ends_with(&format!(" in {shown}"))
     );
     pages(now + 1000).await.unwrap();
     registry

@@ -11,7 +11,7 @@ use crate::deploy::{Replanned, SubmitError};
 use crate::desired::DesiredError;
 use crate::planning::PlanError;
 use crate::registry::Trigger;
-use crate::rpc::status::Failure;
+use crate::rpc::status::{self, Failure};
 
 /// Longest request id.
 const MAX_REQUEST_ID: usize = 64;
@@ -111,7 +111,8 @@ pub(super) fn plan_failure(error: &PlanError) -> Status {
         PlanError::Desired(DesiredError::Definitions { .. }) => {
             (Code::InvalidArgument, "definitions")
         }
-        PlanError::Desired(_) | PlanError::Registry(_) => (Code::Internal, "registry"),
+        PlanError::Registry(error) => return status::registry(error),
+        PlanError::Desired(_) => (Code::Internal, "registry"),
         PlanError::Image { .. } => (Code::Unavailable, "image"),
     };
     Failure::of(code, reason, error).hint(error.hint()).into()
@@ -129,11 +130,7 @@ pub(super) fn submit_failure(error: &SubmitError) -> Status {
             "request-reused",
             "use another request id",
         ),
-        SubmitError::Registry(_) => (
-            Code::Internal,
-            "registry",
-            "look at the node's disk: mcp node info",
-        ),
+        SubmitError::Registry(error) => return status::registry(error),
         SubmitError::Stopping => (
             Code::Unavailable,
             "stopping",
