@@ -212,9 +212,8 @@ impl View {
             started_at: time(seen.and_then(|seen| seen.started_at)),
             restarts: seen.map_or(0, |seen| seen.restarts),
             managed: true,
-            // Of a container that runs it is the last run's.
             exit_code: seen
-                .filter(|seen| seen.state != ObservedState::Running)
+                .filter(|seen| has_ended(seen.state))
                 .and_then(|seen| seen.exit_code),
             orphaned: self.wanted.is_some() && wanted.is_none() && !row.revision.is_none(),
             quarantined: wanted.is_some_and(|spec| {
@@ -284,13 +283,11 @@ fn overlay(
     match &observed {
         Observed::Present(live) => {
             component.started_at = time(live.started_at);
-            if live.state.is_running() {
-                component.exit_code = None;
-            } else {
+            if !live.state.is_running() {
                 component.health = String::new();
-                if let ContainerState::Exited { code, .. } = live.state {
-                    component.exit_code = Some(code);
-                }
+            }
+            if let ContainerState::Exited { code, .. } = live.state {
+                component.exit_code = Some(code);
             }
         }
         Observed::Absent => {
@@ -299,6 +296,23 @@ fn overlay(
         }
         Observed::Unknown { .. } => {}
     }
+    if !has_ended(state) {
+        component.exit_code = None;
+    }
+}
+
+/// Whether a component's container is there and has ended: nothing else has an exit code, and what runs
+/// has only that of an earlier run.
+const fn has_ended(state: ObservedState) -> bool {
+    matches!(
+        state,
+        ObservedState::Stopped | ObservedState::Completed | ObservedState::Failed
+    )
+}
+
+/// Whether the agent has something to do for a component, where it may.
+pub(super) fn is_amiss(component: &v1::Component) -> bool {
+    component.desired_state == "running" && (component.behind > 0 || !component.drift.is_empty())
 }
 
 fn kind(kind: &Kind) -> String {
@@ -327,7 +341,15 @@ pub(super) fn deployment(
         error: row.error.clone().unwrap_or_default(),
         state: row.state.as_str().to_owned(),
         plan_id: row.plan_id.trim_start_matches("sha256:").to_owned(),
+        mend: mend(row, records).unwrap_or_default().to_owned(),
     }
+}
+
+/// The mend of what a deployment failed with, where one is known.
+fn mend<'a>(row: &'a DeploymentRow, records: &[ComponentRecord]) -> Option<&'a str> {
+    let error = row.error.as_deref()?;
+    let mut failures = records.iter().filter_map(|record| record.error.as_deref());
+    failures.find_map(|failure| crate::deploy::mend(error, failure))
 }
 
 fn record(record: &ComponentRecord) -> v1::ComponentOutcome {
@@ -341,17 +363,9 @@ fn record(record: &ComponentRecord) -> v1::ComponentOutcome {
             .image_digest
             .as_ref()
             .map(ToString::to_string)
-        mend: mend(row, records).unwrap_or_default().to_owned(),
             .or_else(|| record.image_id.as_ref().map(ToString::to_string))
             .unwrap_or_default(),
         duration_ms: record.duration_ms,
-/// The mend of what a deployment failed with, where one is known.
-fn mend<'a>(row: &'a DeploymentRow, records: &[ComponentRecord]) -> Option<&'a str> {
-    let error = row.error.as_deref()?;
-    let mut failures = records.iter().filter_map(|record| record.error.as_deref());
-    failures.find_map(|failure| crate::deploy::mend(error, failure))
-}
-
         downtime_ms: record.downtime_ms,
         error: record.error.clone().unwrap_or_default(),
         changes: record.changes.iter().map(field_change).collect(),

@@ -16,6 +16,7 @@ mod rollback;
 mod settled;
 #[cfg(test)]
 mod tests;
+mod trouble;
 mod why;
 
 use follow::Updates;

@@ -18,12 +18,20 @@ pub(crate) fn state(component: &v1::Component) -> Cell {
         _ => Style::Warn,
     };
     let text = match component.exit_code {
-        Some(code) if component.observed_state != "running" && code != 0 => {
+        Some(code) if has_ended(component) && code != 0 => {
             format!("{} ({code})", component.observed_state)
         }
         _ => component.observed_state.clone(),
     };
     Cell::new(&text, style)
+}
+
+/// Whether its container is there and has ended: an exit code is of nothing else.
+fn has_ended(component: &v1::Component) -> bool {
+    matches!(
+        component.observed_state.as_str(),
+        "stopped" | "completed" | "failed"
+    )
 }
 
 /// The health and its look.
@@ -130,6 +138,26 @@ pub(crate) fn end_with<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::table::Table;
+
+    #[test]
+    fn only_what_has_ended_has_an_exit_code() {
+        let shown = |observed: &str| {
+            let cell = state(&v1::Component {
+                observed_state: observed.to_owned(),
+                exit_code: Some(137),
+                ..v1::Component::default()
+            });
+            let mut table = Table::bare(0);
+            table.row([cell]);
+            anstream::adapter::strip_str(&table.render(None)).to_string()
+        };
+        assert_eq!(shown("failed"), "failed (137)\n");
+        assert_eq!(shown("stopped"), "stopped (137)\n");
+        for observed in ["absent", "unknown", "running"] {
+            assert_eq!(shown(observed), format!("{observed}\n"));
+        }
+    }
 
     #[test]
     fn one_restart_is_one_restart() {

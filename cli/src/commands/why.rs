@@ -80,6 +80,14 @@ fn table(context: &Context, why: &v1::Why, indent: usize) -> Table {
     };
     let component = why.component.clone().unwrap_or_default();
     row("runs", runs(context, &component));
+    for trouble in &why.troubles {
+        let since = match trouble.since.as_str() {
+            "" => String::new(),
+            since => format!("{}: ", context.out.time(since)),
+        };
+        row(&trouble.condition, format!("{since}{}", trouble.message));
+        row("mend", trouble.mend.clone());
+    }
     // One that another component's failure left alone runs what it ran before: the rest says why.
     if let Some(last) = &why.last
         && !left_alone(last, &component)

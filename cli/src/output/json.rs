@@ -435,6 +435,27 @@ pub(crate) struct Why {
     wanted_revision: Option<String>,
     wanted_reason: Option<String>,
     spec_revision: Option<String>,
+    troubles: Vec<Trouble>,
+}
+
+/// Something that is wrong with a component.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Trouble {
+    condition: String,
+    since: Option<String>,
+    message: String,
+    mend: Option<String>,
+}
+
+impl From<&v1::Trouble> for Trouble {
+    fn from(trouble: &v1::Trouble) -> Self {
+        Self {
+            condition: trouble.condition.clone(),
+            since: some(&trouble.since),
+            message: trouble.message.clone(),
+            mend: some(&trouble.mend),
+        }
+    }
 }
 
 impl Why {
@@ -453,6 +474,7 @@ impl Why {
             wanted_revision: some(&why.wanted_revision),
             wanted_reason: some(&why.wanted_reason),
             spec_revision: some(&why.spec_revision),
+            troubles: why.troubles.iter().map(Trouble::from).collect(),
         }
     }
 }

@@ -2,16 +2,22 @@
 
 use mcp_proto::{convert, v1};
 use mcp_spec::diff::diff;
-use mcp_spec::name::Target;
+use mcp_spec::name::{ComponentKey, Target};
 use tonic::Status;
 
 use super::Deployments;
-use crate::registry::{DeployedRow, Outcome, PauseRow, RevisionFilter, RevisionRow};
-use crate::rpc::components::{View, deployment};
+use super::trouble::{Known, troubles};
+use crate::registry::{
+    DeployedRow, EventQuery, Outcome, PauseRow, Quarantined, RevisionFilter, RevisionRow,
+};
+use crate::rpc::components::{View, deployment, is_amiss};
 use crate::rpc::status;
 
 /// Deployments that are looked at for the last one that did something.
 const LAST: u32 = 20;
+
+/// Events that are looked at for what is wrong now.
+const EVENTS: u32 = 200;
 
 impl Deployments {
     /// The revision that gave a component the spec that it runs: its own may be a later one that
@@ -44,31 +50,23 @@ impl Deployments {
     ) -> Result<v1::Why, Status> {
         let registry = &self.agent.registry;
         let node = &self.agent.config.node;
-        let row = view.rows.iter().find(|row| {
-            row.key.service.as_str() == component.service
-                && row.key.component.as_str() == component.component
-        });
-        let Some(row) = row else {
-            return Ok(v1::Why {
-                wanted_revision: component.head_revision.clone(),
-                wanted_reason: "never deployed here: mcp deploy brings it up".to_owned(),
-                component: Some(component),
-                ..v1::Why::default()
-            });
-        };
         let failed = |error| status::registry(&error);
-        let made = registry
-            .deployment(row.deployment.to_string())
-            .await
-            .map_err(failed)?
-            .one();
-        let target = Target {
-            node: None,
-            service: row.key.service.clone(),
-            component: Some(row.key.component.clone()),
+        let key = |key: &ComponentKey| {
+            key.service.as_str() == component.service
+                && key.component.as_str() == component.component
         };
+        let row = view.rows.iter().find(|row| key(&row.key));
+        let made = match row {
+            Some(row) => registry
+                .deployment(row.deployment.to_string())
+                .await
+                .map_err(failed)?
+                .one(),
+            None => None,
+        };
+        let target = target(&component);
         let last = registry
-            .history(Some(target), LAST)
+            .history(target.clone(), LAST)
             .await
             .map_err(failed)?
             .into_iter()
@@ -80,6 +78,60 @@ impl Deployments {
         let mut described = |deployment_row: &crate::registry::DeploymentRow| {
             let records = records.remove(&deployment_row.id).unwrap_or_default();
             deployment(node, deployment_row, &records)
+        };
+        let (pauses, _) = registry.reconciling().await.map_err(failed)?;
+        let pause = pauses.iter().find(|pause| {
+            pause.service.as_str() == component.service
+                && pause.pause_ms > 0
+                && is_amiss(&component)
+        });
+        let quarantined = registry.quarantined().await.map_err(failed)?;
+        let events = registry
+            .events(EventQuery {
+                targets: target.into_iter().collect(),
+                limit: EVENTS,
+                newest: true,
+                ..EventQuery::default()
+            })
+            .await
+            .map_err(failed)?;
+        let wanted = view
+            .wanted
+            .as_ref()
+            .and_then(|set| {
+                set.services
+                    .iter()
+                    .find(|(name, _)| name.as_str() == component.service)
+            })
+            .and_then(|(_, service)| {
+                let components = service.components.iter();
+                components
+                    .into_iter()
+                    .find(|(name, _)| name.as_str() == component.component)
+            })
+            .map(|(_, spec)| spec);
+        let is_meant = |spec: &&Quarantined| {
+            let wanted = wanted.is_some_and(|wanted| wanted.digest() == spec.spec_digest);
+            let runs = row.is_some_and(|row| row.spec_digest == spec.spec_digest);
+            key(&spec.key) && ((component.quarantined && wanted) || (component.unconverged && runs))
+        };
+        let troubles = troubles(
+            &component,
+            &Known {
+                events: &events,
+                quarantined: quarantined.iter().filter(is_meant).collect(),
+                pause,
+            },
+        );
+        let Some(row) = row else {
+            return Ok(v1::Why {
+                last: last.as_ref().map(&mut described),
+                wanted_revision: component.head_revision.clone(),
+                wanted_reason: "never deployed here: mcp deploy brings it up".to_owned(),
+                troubles,
+                component: Some(component),
+                ..v1::Why::default()
+            });
         };
         let revision = self.spec_revision(row).await?;
         let made = made.as_ref().map(&mut described);
@@ -99,15 +151,6 @@ impl Deployments {
             })
             .map(|part| part.changes.clone())
             .unwrap_or_default();
-        let wanted = view
-            .wanted
-            .as_ref()
-            .and_then(|set| set.services.get(&row.key.service))
-            .and_then(|service| service.components.get(&row.key.component));
-        let (pauses, _) = registry.reconciling().await.map_err(failed)?;
-        let pause = pauses
-            .iter()
-            .find(|pause| pause.service == row.key.service && pause.pause_ms > 0);
         let wanted_reason = why_not(row, wanted.is_some(), &component, pause);
         let spec_commit = revision
             .as_ref()
@@ -140,9 +183,19 @@ impl Deployments {
                 .collect(),
             wanted_revision: component.head_revision.clone(),
             wanted_reason,
+            troubles,
             component: Some(component),
         })
     }
+}
+
+/// A component as a target.
+fn target(component: &v1::Component) -> Option<Target> {
+    Some(Target {
+        node: None,
+        service: component.service.parse().ok()?,
+        component: Some(component.component.parse().ok()?),
+    })
 }
 
 /// Why what the head wants does not run.
@@ -176,8 +229,7 @@ fn why_not(
     if component.unconverged {
         return "not converged: what runs is not what was made; mcp deploy tries again".to_owned();
     }
-    let is_amiss = component.behind > 0 || !component.drift.is_empty();
-    if let Some(pause) = pause.filter(|_| is_amiss) {
+    if let Some(pause) = pause {
         return format!("the agent tried in vain: {}; it tries again", pause.cause);
     }
     if component.behind > 0 {
