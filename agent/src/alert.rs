@@ -13,6 +13,7 @@ mod command;
 mod conditions;
 mod deliver;
 mod evidence;
+mod failing;
 mod judge;
 
 #[cfg(test)]

@@ -144,6 +144,8 @@ pub async fn assemble(
         shutdown: shutdown.clone(),
         config,
     });
+    // What any task tells from here on is news.
+    let begins_after = *agent.registry.newest_event().borrow();
     let mut tasks = Tasks::new(shutdown);
     let registry = agent.registry.clone();
     let stop = tasks.shutdown.child_token();
@@ -188,6 +190,8 @@ pub async fn assemble(
         clock: agent.clock.clone(),
         config: agent.config.alert.clone(),
         outgoing,
+        begins_after,
+        desired: agent.desired.clone(),
     };
     let stop = tasks.shutdown.child_token();
     tasks.spawn("alerts", async { Ok(judge.run(stop).await?) });

@@ -70,6 +70,12 @@ impl Desired {
         Ok(set)
     }
 
+    /// What the head wants of this node, where there is one that can be read. Blocking where it is not kept.
+    #[must_use]
+    pub fn head(&self) -> Option<Arc<DesiredSet>> {
+        self.at(self.revisions.head()?).ok()
+    }
+
     /// What `commit` with uncommitted edits wants of this node. Blocking.
     ///
     /// # Errors

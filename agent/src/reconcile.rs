@@ -26,12 +26,12 @@ use tokio_util::sync::CancellationToken;
 mod emptied;
 mod ledger;
 
-use self::ledger::{Attempt, Bounds, Ledger, Moment, Repair, as_it_was, wanted};
+use self::ledger::{Attempt, Bounds, Ledger, Moment, Reach, Repair, as_it_was, wanted};
 use crate::Agent;
 use crate::blocking::blocking;
 use crate::deploy::{Ended, Order, Replan, Submission, Taken};
 use crate::planning::Wish;
-use crate::registry::{Outcome, Reconciled, Trigger};
+use crate::registry::{BLOCKED, Outcome, Reconciled, Trigger};
 
 /// How long changes gather before they are looked at: a deployment by hand has its say first.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -146,6 +146,9 @@ impl Reconciling {
         for plan in plans.iter().flatten() {
             let broken: Vec<ComponentName> = repairs(plan).into_keys().collect();
             self.ledger.needs(&plan.service, &broken, moment.now);
+            if plan.is_noop() {
+                changes.extend(self.ledger.has_nothing_to_do(&plan.service, moment));
+            }
         }
         if plans.is_some() {
             changes.extend(self.ledger.pass(moment));
@@ -346,7 +349,7 @@ async fn attempt(
     if let Some(blocked) = plan.blocked.first() {
         let reason = &blocked.obstacle.reason;
         tracing::warn!(service = %name, reason, "reconciling is blocked");
-        return Some(failed(format!("blocked: {reason}")));
+        return Some(failed(format!("{BLOCKED}{reason}")));
     }
     let repairs = repairs(&plan)
         .into_iter()
@@ -456,5 +459,10 @@ fn outcome(ended: &Ended, repairs: Vec<Repair>) -> Option<Attempt> {
         unready,
         // Before the line nothing was touched, so nothing was repaired.
         repairs: if is_whole { repairs } else { Vec::new() },
+        reach: if is_whole {
+            Reach::Crossed
+        } else {
+            Reach::Aborted
+        },
     })
 }

@@ -67,7 +67,7 @@ pub use lost::LostRow;
 pub use observations::{DriftRow, FlappingRow, HealthWord, ObservedRow};
 pub use open::SCHEMA;
 pub use quarantine::Quarantined;
-pub use reconciling::{PauseRow, Reconciled, RepairsRow, contested_over};
+pub use reconciling::{BLOCKED, PauseRow, Reconciled, RepairsRow, contested_over};
 pub use records::ComponentRecord;
 pub use requests::RequestAdmission;
 pub use revisions::{RevisionFilter, RevisionRow, RevisionSource, SpecChange};

@@ -3,7 +3,7 @@
 //! An alert goes out at once when a condition begins. While it holds, the same cause again is told at
 //! most once in the cool-down, another cause at once; its end is told where its beginning was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
 use mcp_spec::name::{ComponentName, ServiceName};
@@ -112,8 +112,21 @@ enum Effect {
     Once(ConditionKey, String),
     /// It ends.
     Ends(ConditionKey),
+    /// A deployment of the service went well: what failed before is over, unless the head still wants it.
+    WentWell(ServiceName),
+    /// The head moved: what failed is over where nobody wants it any more.
+    HeadMoved,
     /// All conditions of the component end, but these.
     EndsAll(ServiceName, ComponentName, &'static [&'static str]),
+}
+
+/// What is known of the services that events are about.
+#[derive(Debug, Default)]
+pub(super) struct Services {
+    /// Those whose alerts are off.
+    pub muted: BTreeSet<ServiceName>,
+    /// Those of which the head wants what failed its gate here.
+    pub failing: BTreeSet<ServiceName>,
 }
 
 /// What is to be written down after an event.
@@ -156,18 +169,24 @@ impl Conditions {
         }
     }
 
-    /// Takes in an event. `is_muted`: whether that service's alerts are off.
-    pub(super) fn take(
-        &mut self,
-        event: &EventRow,
-        now: Timestamp,
-        is_muted: impl Fn(&ServiceName) -> bool,
-    ) -> Change {
+    /// Whether a deployment failed and nothing has ended that yet.
+    #[must_use]
+    pub(super) fn has_failed_deployments(&self) -> bool {
+        self.known
+            .values()
+            .any(|condition| condition.holds && condition.key.condition == DEPLOYMENT)
+    }
+
+    /// Takes in an event.
+    pub(super) fn take(&mut self, event: &EventRow, now: Timestamp, services: &Services) -> Change {
         let mut change = Change::default();
         for effect in effects(event) {
             match effect {
                 Effect::Begins(key, cause) | Effect::Once(key, cause)
-                    if key.service.as_ref().is_some_and(&is_muted) =>
+                    if key
+                        .service
+                        .as_ref()
+                        .is_some_and(|name| services.muted.contains(name)) =>
                 {
                     tracing::debug!(?key, cause, "a muted alert");
                 }
@@ -177,6 +196,12 @@ impl Conditions {
                     self.ends_silently(&key, &mut change);
                 }
                 Effect::Ends(key) => self.ends(&key, event, &mut change),
+                Effect::WentWell(service) => {
+                    if !services.failing.contains(&service) {
+                        self.ends(&failed_deployment(service), event, &mut change);
+                    }
+                }
+                Effect::HeadMoved => self.head_moved(event, &services.failing, &mut change),
                 Effect::EndsAll(service, component, but) => {
                     let keys: Vec<ConditionKey> = self
                         .known
@@ -270,6 +295,33 @@ impl Conditions {
         self.known.insert(key, condition);
     }
 
+    /// Ends what a spec began that failed its gate, where the head wants another by now.
+    fn head_moved(
+        &mut self,
+        event: &EventRow,
+        failing: &BTreeSet<ServiceName>,
+        change: &mut Change,
+    ) {
+        let replaced: Vec<ServiceName> = self
+            .known
+            .values()
+            .filter(|condition| condition.holds && condition.key.condition == DEPLOYMENT)
+            .filter(|condition| {
+                let quarantined = condition.last.data.get("quarantined");
+                quarantined.is_some_and(|parts| parts.as_array().is_some_and(|p| !p.is_empty()))
+            })
+            .filter_map(|condition| condition.key.service.clone())
+            .filter(|service| !failing.contains(service))
+            .collect();
+        for service in replaced {
+            let event = EventRow {
+                message: format!("the head no longer wants what failed in {service}"),
+                ..event.clone()
+            };
+            self.ends(&failed_deployment(service), &event, change);
+        }
+    }
+
     fn ends(&mut self, key: &ConditionKey, event: &EventRow, change: &mut Change) {
         let Some(condition) = self.known.get(key).filter(|condition| condition.holds) else {
             return;
@@ -320,6 +372,17 @@ fn tell(condition: &mut Condition, now: Timestamp) -> Alert {
     alert
 }
 
+/// The word of a deployment that failed.
+const DEPLOYMENT: &str = "deployment";
+
+fn failed_deployment(service: ServiceName) -> ConditionKey {
+    ConditionKey {
+        service: Some(service),
+        component: None,
+        condition: DEPLOYMENT.to_owned(),
+    }
+}
+
 /// What an event means. Kinds that are not listed mean nothing here.
 fn effects(event: &EventRow) -> Vec<Effect> {
     let key = |condition: &str| ConditionKey {
@@ -353,24 +416,27 @@ fn effects(event: &EventRow) -> Vec<Effect> {
         "engine-back" => vec![Effect::Ends(key("engine"))],
         "deployment-failed" | "deployment-degraded" => {
             vec![Effect::Begins(
-                of_service("deployment"),
+                of_service(DEPLOYMENT),
                 event.message.clone(),
             )]
         }
         // Who deployed by hand was told there and then.
         "deployment-rolled-back" if event.reason == "auto" => {
             vec![Effect::Begins(
-                of_service("deployment"),
+                of_service(DEPLOYMENT),
                 event.message.clone(),
             )]
         }
-        "deployment-deployed" | "deployment-unchanged" => {
-            vec![Effect::Ends(of_service("deployment"))]
+        "blocked" if event.data.get("persists") == Some(&serde_json::Value::Bool(true)) => {
+            vec![Effect::Begins(of_service("blocked"), cause())]
         }
-        "deployed" => deployed(event, of_service("deployment")),
+        "blocked-over" => vec![Effect::Ends(of_service("blocked"))],
+        "deployment-deployed" | "deployment-unchanged" => went_well(event),
+        "deployed" => deployed(event),
+        "revision" => vec![Effect::HeadMoved],
         "stopped" => of_component(event, &[]).into_iter().collect(),
         "removed" if event.reason == "remove" => {
-            let mut effects = vec![Effect::Ends(of_service("deployment"))];
+            let mut effects = went_well(event);
             effects.extend(of_component(event, &[]));
             effects
         }
@@ -380,15 +446,27 @@ fn effects(event: &EventRow) -> Vec<Effect> {
 
 /// A component on which a deployment succeeded has nothing of its past to answer for. That it is calm,
 /// or no longer contested, is told when it is.
-fn deployed(event: &EventRow, deployment: ConditionKey) -> Vec<Effect> {
+fn deployed(event: &EventRow) -> Vec<Effect> {
     let mut effects = Vec::new();
     let outcome = event.data.get("outcome").and_then(|word| word.as_str());
     // Of one part alone nothing follows for a deployment that as a whole did not end well.
     if !matches!(outcome, Some("failed" | "degraded")) {
-        effects.push(Effect::Ends(deployment));
+        effects.extend(went_well(event));
     }
     effects.extend(of_component(event, &["flapping", "contested"]));
     effects
+}
+
+/// A deployment went well: the service's earlier failures are over.
+fn went_well(event: &EventRow) -> Vec<Effect> {
+    let Some(service) = &event.service else {
+        return Vec::new();
+    };
+    let blocked = ConditionKey {
+        condition: "blocked".to_owned(),
+        ..failed_deployment(service.clone())
+    };
+    vec![Effect::WentWell(service.clone()), Effect::Ends(blocked)]
 }
 
 /// All conditions of the component that an event is about end, but these.

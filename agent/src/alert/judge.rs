@@ -16,10 +16,11 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::conditions::{Alert, Change, Condition, ConditionKey, Conditions};
-use super::evidence;
+use super::conditions::{Alert, Change, Condition, ConditionKey, Conditions, Services};
+use super::{evidence, failing};
 use crate::clock::Clock;
 use crate::config::AlertConfig;
+use crate::desired::Desired;
 use crate::registry::{ConditionRow, EventQuery, EventRow, Judgement, Registry, RegistryError};
 use crate::runtime::Runtime;
 
@@ -55,6 +56,10 @@ pub struct Judge {
     pub config: Option<AlertConfig>,
     /// Told when something goes out.
     pub outgoing: Arc<Notify>,
+    /// The last event before the agent's start: where judging begins for the first time.
+    pub begins_after: u64,
+    /// What the head wants.
+    pub desired: Arc<Desired>,
 }
 
 impl Judge {
@@ -70,8 +75,8 @@ impl Judge {
             .as_ref()
             .map_or(Duration::ZERO, |config| config.cooldown.as_duration());
         let cooldown = SignedDuration::try_from(cooldown).unwrap_or(SignedDuration::MAX);
-        let first = *newest.borrow_and_update();
-        let (mut cursor, known) = self.begin(first).await?;
+        newest.mark_unchanged();
+        let (mut cursor, known) = self.begin(self.begins_after).await?;
         let mut conditions = Conditions::new(self.node.to_string(), cooldown, known);
         let mut written = cursor;
         loop {
@@ -155,9 +160,9 @@ impl Judge {
                 .await?;
             let now = self.clock.now();
             let mut change = conditions.pass(now);
-            let muted = self.muted(&events).await?;
+            let services = self.services(&events, conditions).await?;
             for event in &events {
-                let more = conditions.take(event, now, |service| muted.contains(service));
+                let more = conditions.take(event, now, &services);
                 change.conditions.extend(more.conditions);
                 change.forgotten.extend(more.forgotten);
                 change.alerts.extend(more.alerts);
@@ -173,16 +178,29 @@ impl Judge {
         }
     }
 
-    async fn muted(&self, events: &[EventRow]) -> Result<BTreeSet<ServiceName>, RegistryError> {
+    /// What judging these events has to know of their services.
+    async fn services(
+        &self,
+        events: &[EventRow],
+        conditions: &Conditions,
+    ) -> Result<Services, RegistryError> {
         if events.is_empty() {
-            return Ok(BTreeSet::new());
+            return Ok(Services::default());
         }
         let rows = self.registry.deployed_all().await?;
-        Ok(rows
-            .iter()
-            .filter(|row| !row.settings.alert)
-            .map(|row| row.key.service.clone())
-            .collect())
+        let failing = if conditions.has_failed_deployments() {
+            failing::services(&self.registry, &self.desired, &rows).await?
+        } else {
+            BTreeSet::new()
+        };
+        Ok(Services {
+            muted: rows
+                .iter()
+                .filter(|row| !row.settings.alert)
+                .map(|row| row.key.service.clone())
+                .collect(),
+            failing,
+        })
     }
 
     async fn write(

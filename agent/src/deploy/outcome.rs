@@ -268,6 +268,16 @@ pub(super) fn finish(
 ) -> Finish {
     let mut finish = finish_bare(row);
     finish.records = records.to_vec();
+    // Of a spec that runs and did not converge the quarantine ends with the next deployment.
+    let failed: Vec<&str> = quarantined
+        .iter()
+        .filter(|_| row.outcome != Some(Outcome::Degraded))
+        .map(|spec| spec.key.component.as_str())
+        .collect();
+    let mut whole = about(row);
+    if !failed.is_empty() {
+        whole["quarantined"] = serde_json::json!(failed);
+    }
     finish.quarantined = quarantined;
     for record in records {
         if matches!(record.outcome.as_str(), "unchanged" | "not-reached") {
@@ -308,7 +318,7 @@ pub(super) fn finish(
                 None => format!("{} {outcome}", row.service),
             },
             revision: row.revision,
-            data: about(row),
+            data: whole,
         });
     }
     finish

@@ -11,6 +11,7 @@ use super::ledger::Attempt;
 use super::{carry_out, failed};
 use crate::Agent;
 use crate::deploy::Replan;
+use crate::registry::BLOCKED;
 
 /// What was lost and has yet to be brought back.
 pub(super) async fn lost(agent: &Agent) -> BTreeMap<ServiceName, BTreeSet<ComponentKey>> {
@@ -119,7 +120,7 @@ async fn bring_back(agent: &Agent, service: &ServiceName, lost: BTreeSet<Compone
     if let Some(blocked) = plan.blocked.first() {
         let reason = &blocked.obstacle.reason;
         tracing::warn!(%service, reason, "bringing back is blocked");
-        return Brought::Tried(failed(format!("blocked: {reason}")));
+        return Brought::Tried(failed(format!("{BLOCKED}{reason}")));
     }
     if plan.is_noop() {
         return Brought::Nothing;

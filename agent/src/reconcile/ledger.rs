@@ -19,7 +19,7 @@ use mcp_spec::name::{ComponentKey, ComponentName, ServiceName};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::registry::{NewEvent, PauseRow, Reconciled, RepairsRow, contested_over};
+use crate::registry::{BLOCKED, NewEvent, PauseRow, Reconciled, RepairsRow, contested_over};
 
 /// First pause, after a failure or once something is contested.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
@@ -32,6 +32,10 @@ const SHORTEST_WINDOW: Duration = Duration::from_secs(300);
 
 /// Most repairs in the window before something is contested, whatever the threshold of flapping is.
 const MOST_REPAIRS: u32 = 10;
+
+/// Failures in a row after which a service that cannot be brought to the head needs a person: half a
+/// minute, within which what is only late has come.
+const PERSISTS: u32 = 3;
 
 /// One moment on both clocks.
 #[derive(Debug, Clone, Copy)]
@@ -79,11 +83,25 @@ pub(super) struct Repair {
     pub(super) cause: String,
 }
 
+/// How far an attempt came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// No deployment began, so that none tells of it.
+    #[default]
+    Nothing,
+    /// A deployment ended before it stopped anything.
+    Aborted,
+    /// A deployment did something, and what came of it is told as any deployment's.
+    Crossed,
+}
+
 /// What came of one attempt to bring a service to the head.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Attempt {
     /// What went wrong, where anything did.
     pub(super) failure: Option<String>,
+    /// How far it came.
+    pub(super) reach: Reach,
     /// What was repaired, well or not.
     pub(super) repairs: Vec<Repair>,
     /// What could not be made ready, so that nothing was touched at all.
@@ -228,6 +246,9 @@ impl Ledger {
             };
             if !same {
                 changes.no_pauses.push(service.clone());
+                changes
+                    .events
+                    .extend(blocked_over(&pause.row, moment.at, "not-wanted"));
             }
             same
         });
@@ -314,7 +335,11 @@ impl Ledger {
         moment: Moment,
     ) -> Reconciled {
         let mut changes = Reconciled::default();
+        let before = self.pauses.get(service).map(|pause| pause.row.clone());
         if let Some(row) = self.paused(service, wanted, attempt.failure, moment) {
+            changes
+                .events
+                .extend(blocked(&row, before.as_ref(), attempt.reach));
             changes.pauses.push(row);
         }
         for repair in attempt.repairs {
@@ -322,6 +347,25 @@ impl Ledger {
             let (row, event) = self.repaired(key, repair.wanted, repair.cause, moment);
             changes.repairs.push(row);
             changes.events.extend(event);
+        }
+        changes
+    }
+
+    /// Takes in that there is nothing to do for a service: what stood in its way does so no more.
+    pub(super) fn has_nothing_to_do(
+        &mut self,
+        service: &ServiceName,
+        moment: Moment,
+    ) -> Reconciled {
+        let mut changes = Reconciled::default();
+        let is_blocked = |pause: &Pause| pause.row.is_blocked();
+        if self.pauses.get(service).is_some_and(is_blocked)
+            && let Some(pause) = self.pauses.remove(service)
+        {
+            changes.no_pauses.push(service.clone());
+            changes
+                .events
+                .extend(blocked_over(&pause.row, moment.at, "nothing-to-do"));
         }
         changes
     }
@@ -440,6 +484,73 @@ impl Ledger {
 /// The first pause, doubled so many times.
 fn doubled(times: u32) -> Duration {
     (FIRST_PAUSE * 2_u32.pow(times.min(16))).min(LONGEST_PAUSE)
+}
+
+/// The event that tells that a service cannot be brought to the head: at once where no deployment tells
+/// it, and again when it persists, as often as what stands in the way changes.
+fn blocked(row: &PauseRow, before: Option<&PauseRow>, reach: Reach) -> Option<NewEvent> {
+    let goes_on = before.filter(|before| before.pause_ms > 0);
+    let is_told = goes_on.is_some_and(|before| before.failures >= PERSISTS);
+    let is_other = goes_on.is_none_or(|before| before.cause != row.cause);
+    let persists = row.failures >= PERSISTS;
+    let tells = row.pause_ms > 0
+        && match reach {
+            Reach::Nothing => is_other || (persists && !is_told),
+            // What a deployment says of a failure may have another number in it each time.
+            Reach::Aborted => persists && !is_told,
+            Reach::Crossed => false,
+        };
+    tells.then(|| {
+        let pause = Span::from_millis(row.pause_ms);
+        let cause = row.cause.strip_prefix(BLOCKED).unwrap_or(&row.cause);
+        NewEvent {
+            at: row.at,
+            service: Some(row.service.clone()),
+            component: None,
+            kind: "blocked".to_owned(),
+            reason: cause.to_owned(),
+            message: match row.failures {
+                1 => format!(
+                    "{} is blocked: {cause}; tried again in {pause}",
+                    row.service
+                ),
+                times => format!(
+                    "{} is blocked: {cause}; tried {times} times, and again in {pause}",
+                    row.service
+                ),
+            },
+            revision: None,
+            data: json!({
+                "cause": cause,
+                "failures": row.failures,
+                "persists": persists,
+                "pause_ms": row.pause_ms,
+            }),
+        }
+    })
+}
+
+/// The event that ends what was told to persist.
+fn blocked_over(row: &PauseRow, at: Timestamp, reason: &str) -> Option<NewEvent> {
+    (row.pause_ms > 0 && row.failures >= PERSISTS).then(|| NewEvent {
+        at,
+        service: Some(row.service.clone()),
+        component: None,
+        kind: "blocked-over".to_owned(),
+        reason: reason.to_owned(),
+        message: match reason {
+            "not-wanted" => format!(
+                "{} is blocked no more: something else is wanted",
+                row.service
+            ),
+            _ => format!(
+                "{} is blocked no more: there is nothing left to do",
+                row.service
+            ),
+        },
+        revision: None,
+        data: json!({}),
+    })
 }
 
 /// The event that tells of a contest, or of another cause of one.

@@ -99,6 +99,33 @@ impl Registry {
         .await
     }
 
+    /// Whether the engine was last told to be away.
+    ///
+    /// # Errors
+    ///
+    /// Where the registry cannot be read.
+    pub async fn engine_is_missed(&self) -> Result<bool, RegistryError> {
+        self.read(|connection, _| {
+            // What was judged stands with the conditions; only what came after is looked for.
+            let last: Option<bool> = connection
+                .prepare_cached(
+                    "SELECT kind = 'engine-away' FROM events
+                     WHERE seq > coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE name = ?1), 0)
+                       AND kind IN ('engine-away', 'engine-back')
+                     ORDER BY seq DESC LIMIT 1",
+                )?
+                .query_row([CURSOR], |row| row.get(0))
+                .optional()?;
+            if let Some(is_away) = last {
+                return Ok(is_away);
+            }
+            Ok(connection
+                .prepare_cached("SELECT 1 FROM conditions WHERE condition = 'engine' AND holds")?
+                .exists([])?)
+        })
+        .await
+    }
+
     /// Writes down what judging came to, with the alerts that follow, in one transaction. Returns how many
     /// old alerts had to go for want of room.
     ///

@@ -5,6 +5,7 @@
 //! seen through by whoever reads them.
 
 use jiff::Timestamp;
+use mcp_spec::duration::Span;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ServiceName};
 use rusqlite::{Connection, Row};
@@ -15,6 +16,9 @@ use super::{MAX_ROWS, NewEvent, Registry, RegistryError, WriteTx};
 
 /// Longest cause; more is cut off.
 const CAUSE_BYTES: usize = 1024;
+
+/// How the cause begins where a plan was blocked, so that nothing was tried.
+pub const BLOCKED: &str = "blocked: ";
 
 /// A service whose automatic deployments did not end well, or did again only lately.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +35,21 @@ pub struct PauseRow {
     pub at: Timestamp,
     /// What went wrong.
     pub cause: String,
+}
+
+impl PauseRow {
+    /// Whether the service waits because its plan was blocked.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.pause_ms > 0 && self.cause.starts_with(BLOCKED)
+    }
+
+    /// When the agent tries again, at the earliest; to the second, since it is for people.
+    #[must_use]
+    pub fn next_try(&self) -> Option<Timestamp> {
+        let pause = Span::from_millis(self.pause_ms).as_duration();
+        Timestamp::from_second(self.at.checked_add(pause).ok()?.as_second() + 1).ok()
+    }
 }
 
 /// A component that the agent has repaired by itself lately.

@@ -14,13 +14,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use super::authenticate::caller;
-use super::components::{View, text};
+use super::components::{View, is_amiss, text};
 use super::node::usage;
 use super::status::{self, Failure};
 use crate::Agent;
 use crate::auth::Identity;
 use crate::node::{NodeFacts, Usage};
-use crate::registry::{EventQuery, EventRow};
+use crate::registry::{BLOCKED, EventQuery, EventRow, PauseRow};
 use crate::takeover::strangers;
 use crate::tls::validity::configured;
 use crate::watch::{EngineState, Snapshot};
@@ -144,7 +144,11 @@ pub(super) fn engine_status(agent: &Agent, snapshot: &Snapshot) -> v1::EngineSta
 }
 
 /// Groups components by service.
-fn services(components: Vec<v1::Component>, view: &View) -> Vec<v1::ServiceStatus> {
+fn services(
+    components: Vec<v1::Component>,
+    view: &View,
+    pauses: &[PauseRow],
+) -> Vec<v1::ServiceStatus> {
     let mut services: BTreeMap<String, v1::ServiceStatus> = BTreeMap::new();
     for component in components {
         let service = services
@@ -174,6 +178,15 @@ fn services(components: Vec<v1::Component>, view: &View) -> Vec<v1::ServiceStatu
     for row in &view.rows {
         if let Some(service) = services.get_mut(row.key.service.as_str()) {
             service.active &= row.settings.active;
+        }
+    }
+    for pause in pauses.iter().filter(|pause| pause.pause_ms > 0) {
+        if let Some(service) = services.get_mut(pause.service.as_str())
+            && service.components.iter().any(is_amiss)
+        {
+            let cause = pause.cause.strip_prefix(BLOCKED).unwrap_or(&pause.cause);
+            cause.clone_into(&mut service.blocked);
+            service.next_try_at = text(pause.next_try());
         }
     }
     services.into_values().collect()
@@ -266,6 +279,11 @@ impl v1::registry_server::Registry for Registry {
         } else {
             Vec::new()
         };
+        let (pauses, _) = agent
+            .registry
+            .reconciling()
+            .await
+            .map_err(|error| status::registry(&error))?;
         let facts = NodeFacts::read(&agent.config.data_dir);
         let node = agent.config.node.to_string();
         let mut warnings = Vec::new();
@@ -293,6 +311,11 @@ impl v1::registry_server::Registry for Registry {
                 )
             }));
         }
+        if let Ok(Some(dates)) = configured(&agent.config.tls)
+            && let Err(error) = dates.look(&agent.config.tls, agent.clock.now())
+        {
+            warnings.push(format!("the certificate {error}; {}", error.hint()));
+        }
         if let Some(error) = agent.source.last().error {
             warnings.push(format!("the upstream cannot be fetched: {error}"));
         }
@@ -304,18 +327,13 @@ impl v1::registry_server::Registry for Registry {
             memory: Some(usage(facts.memory)),
             cpus: facts.cpus,
             load_millis: facts.load_millis,
-            services: services(components, &view),
+            services: services(components, &view, &pauses),
             unmanaged,
             events: events.iter().map(|row| event(&node, row)).collect(),
             warnings,
             node,
         }))
     }
-        if let Ok(Some(dates)) = configured(&agent.config.tls)
-            && let Err(error) = dates.look(&agent.config.tls, agent.clock.now())
-        {
-            warnings.push(format!("the certificate {error}; {}", error.hint()));
-        }
 
     type WatchEventsStream =
         Pin<Box<dyn Stream<Item = Result<v1::WatchEventsResponse, Status>> + Send>>;

@@ -111,6 +111,8 @@ struct Watching {
     setup: Setup,
     components: BTreeMap<ComponentKey, Component>,
     engine: EngineState,
+    /// It was told to be away before the agent's start, and has not answered since.
+    was_away: bool,
     hints: Arc<Notify>,
     /// When suspects are to be looked at.
     hinted: Option<Instant>,
@@ -156,7 +158,9 @@ impl Watching {
             .collect();
         let (sender, verdicts) = mpsc::channel(VERDICTS);
         let watching = Self {
-            engine: setup.watch.current().engine.clone(),
+            // One that is away already is news as well.
+            engine: EngineState::NeverSeen,
+            was_away: setup.registry.engine_is_missed().await?,
             hints,
             hinted: None,
             settling: BTreeSet::new(),
@@ -578,12 +582,17 @@ impl Watching {
                 "no-answer",
                 format!("the engine does not answer: {reason}"),
             )),
-            (EngineState::Away { .. }, EngineState::Answers) => Some(news::about_engine(
-                at,
-                "engine-back",
-                "answers",
-                "the engine answers again".to_owned(),
-            )),
+            (_, EngineState::Answers)
+                if std::mem::take(&mut self.was_away)
+                    || matches!(before, EngineState::Away { .. }) =>
+            {
+                Some(news::about_engine(
+                    at,
+                    "engine-back",
+                    "answers",
+                    "the engine answers again".to_owned(),
+                ))
+            }
             _ => None,
         }
     }

@@ -63,8 +63,21 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
             .filter(|service| service.drift)
             .map(|service| service.service.as_str())
             .collect();
-        if let Some(first) = drifted.first() {
+        let services = || {
+            let statuses = answers.iter().flat_map(|answer| &answer.result);
+            statuses.flat_map(|status| &status.services)
+        };
+        if let Some(blocked) = services().find(|service| !service.blocked.is_empty()) {
+            context.out.hint(&format!(
+                "mcp plan {} tells what stands in the way, and the mend",
+                blocked.service
+            ));
+        } else if let Some(first) = drifted.first() {
             context.out.hint(&format!("mcp deploy {first} repairs"));
+        } else if let Some(ill) = services().find(|service| !conditions(service).is_empty()) {
+            context
+                .out
+                .hint(&format!("mcp why {} tells more", ill.service));
         } else if let Some(orphan) = answers
             .iter()
             .flat_map(|answer| answer.result.iter().flat_map(|status| &status.services))
@@ -179,10 +192,7 @@ fn node(context: &Context, out: &mut String, name: &str, status: &v1::StatusResp
         Some(engine) if engine.reachable => {
             facts.push(clean::line(&format!("{} {}", engine.name, engine.version)).into_owned());
         }
-        Some(engine) => facts.push(red(&format!(
-            "{} unreachable: {}",
-            engine.name, engine.error
-        ))),
+        Some(engine) => facts.push(red(&format!("{} unreachable", engine.name))),
         None => facts.push(yellow("engine unknown")),
     }
     facts.push(format!("head {}", short(&status.head_revision)));
@@ -202,6 +212,15 @@ fn node(context: &Context, out: &mut String, name: &str, status: &v1::StatusResp
         red(style::BAD)
     };
     out.push_str(&format!("{name}  {sign} {}\n", facts.join(" · ")));
+    // What an engine says may be long.
+    if let Some(engine) = status.engine.as_ref().filter(|engine| !engine.reachable) {
+        let mut table = Table::bare(2);
+        table.row([
+            Cell::new(&engine.name, Style::Warn),
+            Cell::from(engine.error.as_str()),
+        ]);
+        out.push_str(&table.render(context.out.width()));
+    }
     for warning in &status.warnings {
         out.push_str(&format!(
             "  {} {}\n",
@@ -251,6 +270,7 @@ fn is_stopped(service: &v1::ServiceStatus) -> bool {
 
 fn needs_worry(service: &v1::ServiceStatus) -> bool {
     service.drift
+        || !service.blocked.is_empty()
         || service.behind > 0
         || service.orphaned
         || service.held.is_some()
@@ -267,6 +287,31 @@ fn component_needs_worry(component: &v1::Component) -> bool {
         || component.held.is_some()
         || component.health == "unhealthy"
         || matches!(component.observed_state.as_str(), "failed" | "unknown")
+}
+
+/// What ails a service's components beside drift, for the service's own line.
+fn conditions(service: &v1::ServiceStatus) -> Vec<&'static str> {
+    let any = |ails: fn(&v1::Component) -> bool| service.components.iter().any(ails);
+    let known: [(&'static str, bool); 7] = [
+        ("BLOCKED", !service.blocked.is_empty()),
+        (
+            "FAILED",
+            any(|component| component.observed_state == "failed"),
+        ),
+        (
+            "UNHEALTHY",
+            any(|component| component.health == "unhealthy"),
+        ),
+        ("FLAPPING", any(|component| component.flapping)),
+        (
+            "CONTESTED",
+            any(|component| !component.contested.is_empty()),
+        ),
+        ("DEGRADED", any(|component| component.unconverged)),
+        ("QUARANTINED", any(|component| component.quarantined)),
+    ];
+    let holding = known.into_iter().filter(|(_, holds)| *holds);
+    holding.map(|(word, _)| word).collect()
 }
 
 fn service_lines(context: &Context, out: &mut String, service: &v1::ServiceStatus) {
@@ -288,6 +333,7 @@ fn service_lines(context: &Context, out: &mut String, service: &v1::ServiceStatu
     if service.drift {
         marks.push(red("DRIFT"));
     }
+    marks.extend(conditions(service).into_iter().map(red));
     if let Some(hold) = &service.held {
         let why = match hold.reason.as_str() {
             "" => String::new(),
@@ -314,6 +360,18 @@ fn service_lines(context: &Context, out: &mut String, service: &v1::ServiceStatu
     }
     out.push_str(&line);
     out.push('\n');
+    if !service.blocked.is_empty() {
+        let mut table = Table::bare(4);
+        table.row([
+            Cell::new("blocked", Style::Warn),
+            Cell::from(format!(
+                "{}; tried again after {}",
+                service.blocked,
+                context.out.time(&service.next_try_at)
+            )),
+        ]);
+        out.push_str(&table.render(context.out.width()));
+    }
     let mut table = Table::bare(4);
     for component in &service.components {
         table.row([
@@ -423,6 +481,31 @@ mod tests {
                 .collect(),
             ..v1::ServiceStatus::default()
         }
+    }
+
+    #[test]
+    fn what_ails_a_component_stands_on_its_services_line() {
+        let well = service(&["running"]);
+        assert!(conditions(&well).is_empty());
+        let ails = |change: fn(&mut v1::Component)| {
+            let mut service = service(&["running", "running"]);
+            change(&mut service.components[1]);
+            assert!(needs_worry(&service));
+            conditions(&service)
+        };
+        assert_eq!(ails(|c| c.health = "unhealthy".to_owned()), ["UNHEALTHY"]);
+        assert_eq!(ails(|c| c.observed_state = "failed".to_owned()), ["FAILED"]);
+        assert_eq!(ails(|c| c.flapping = true), ["FLAPPING"]);
+        assert_eq!(ails(|c| c.unconverged = true), ["DEGRADED"]);
+        assert_eq!(ails(|c| c.quarantined = true), ["QUARANTINED"]);
+        assert_eq!(
+            ails(|c| c.contested = "env.A drifted".to_owned()),
+            ["CONTESTED"]
+        );
+        let mut blocked = service(&["running"]);
+        blocked.blocked = "the name is taken".to_owned();
+        assert!(needs_worry(&blocked));
+        assert_eq!(conditions(&blocked), ["BLOCKED"]);
     }
 
     #[test]

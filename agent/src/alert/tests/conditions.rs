@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
-use crate::alert::conditions::{AlertState, Conditions};
+use crate::alert::conditions::{AlertState, Conditions, Services};
 use crate::registry::EventRow;
 
 const COOLDOWN: SignedDuration = SignedDuration::from_secs(600);
@@ -34,6 +34,7 @@ fn drift(second: i64, live: &str) -> EventRow {
 }
 
 struct Log {
+    services: Services,
     conditions: Conditions,
     told: Vec<(i64, AlertState, String, u64)>,
 }
@@ -41,6 +42,7 @@ struct Log {
 impl Log {
     fn new() -> Self {
         Self {
+            services: Services::default(),
             conditions: Conditions::new("rift".to_owned(), COOLDOWN, Vec::new()),
             told: Vec::new(),
         }
@@ -48,7 +50,7 @@ impl Log {
 
     fn take(&mut self, event: &EventRow) {
         let now = event.at;
-        let change = self.conditions.take(event, now, |_| false);
+        let change = self.conditions.take(event, now, &self.services);
         self.note(now, &change.alerts);
     }
 
@@ -148,9 +150,13 @@ fn clock_that_is_set_back_does_not_hold_alerts_back() {
 #[test]
 fn muted_service_is_silent_and_its_neighbour_is_not() {
     let mut conditions = Conditions::new("rift".to_owned(), COOLDOWN, Vec::new());
-    let muted = conditions.take(&drift(0, "2"), at(0), |service| service.as_str() == "shop");
+    let muting = |service: &str| Services {
+        muted: [service.parse().unwrap()].into(),
+        ..Services::default()
+    };
+    let muted = conditions.take(&drift(0, "2"), at(0), &muting("shop"));
     assert!(muted.is_empty());
-    let other = conditions.take(&drift(0, "2"), at(0), |service| service.as_str() == "bank");
+    let other = conditions.take(&drift(0, "2"), at(0), &muting("bank"));
     assert_eq!(other.alerts.len(), 1);
 }
 
@@ -246,4 +252,76 @@ fn rollback_is_told_only_where_nobody_was_there() {
         });
     }
     assert_eq!(log.told.len(), 1);
+}
+
+/// A new spec that failed its gate in a deployment of the agent's own, and was put back.
+fn new_spec_failed(second: i64) -> EventRow {
+    EventRow {
+        component: None,
+        data: json!({ "quarantined": ["api"] }),
+        ..event(second, "deployment-rolled-back", "auto")
+    }
+}
+
+#[test]
+fn last_good_that_comes_back_does_not_end_the_failure_of_what_is_wanted() {
+    let mut log = Log::new();
+    log.services.failing.insert("shop".parse().unwrap());
+    log.take(&new_spec_failed(0));
+    for (second, kind) in [
+        (5, "deployed"),
+        (6, "deployment-unchanged"),
+        (7, "revision"),
+    ] {
+        log.take(&event(second, kind, "create"));
+    }
+    assert_eq!(log.states(), [(0, Firing)]);
+    // The head wants another one by now, and that one is deployed.
+    log.services.failing.clear();
+    log.take(&event(20, "deployed", "replace"));
+    assert_eq!(log.states(), [(0, Firing), (20, Recovered)]);
+}
+
+#[test]
+fn failure_of_a_spec_ends_when_the_head_takes_it_back() {
+    let mut log = Log::new();
+    log.services.failing.insert("shop".parse().unwrap());
+    log.take(&new_spec_failed(0));
+    log.services.failing.clear();
+    let head = EventRow {
+        service: None,
+        component: None,
+        ..event(10, "revision", "push")
+    };
+    log.take(&head);
+    log.take(&head);
+    assert_eq!(log.states(), [(0, Firing), (10, Recovered)]);
+}
+
+#[test]
+fn failure_that_is_not_the_specs_outlives_another_head() {
+    let mut log = Log::new();
+    log.take(&EventRow {
+        component: None,
+        ..event(0, "deployment-failed", "deploy")
+    });
+    log.take(&event(10, "revision", "push"));
+    assert_eq!(log.states(), [(0, Firing)]);
+}
+
+#[test]
+fn blocked_service_is_told_once_it_persists_and_when_it_is_over() {
+    let blocked = |second, persists| EventRow {
+        component: None,
+        data: json!({ "persists": persists }),
+        ..event(second, "blocked", "the name shop-web is taken")
+    };
+    for (end, reason) in [("blocked-over", "nothing-to-do"), ("deployed", "create")] {
+        let mut log = Log::new();
+        log.take(&blocked(0, false));
+        assert_eq!(log.states(), []);
+        log.take(&blocked(30, true));
+        log.take(&event(60, end, reason));
+        assert_eq!(log.states(), [(30, Firing), (60, Recovered)], "{end}");
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_spec::duration::Span;
+use mcp_spec::signature::{DeniedKeys, OwnerKeys};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -14,8 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::alert::{Delivery, DeliveryError, Judge};
 use crate::clock::{Clock, SystemClock};
 use crate::config::AlertConfig;
+use crate::desired::Desired;
 use crate::registry::{NewEvent, Registry};
+use crate::revisions::{RevisionStore, TrustRoots};
 use crate::testing::ScriptedEngine;
+
+const OWNER: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMVC86tDHzH5mhELMcMnrAAvw40umseTC7rBrgEQAQhF";
 
 struct Setup {
     dir: TempDir,
@@ -64,7 +70,25 @@ impl Setup {
             clock: Arc::new(SystemClock),
             config: Some(self.config.clone()),
             outgoing: Arc::clone(outgoing),
+            begins_after: *self.registry.newest_event().borrow(),
+            desired: self.desired(),
         }
+    }
+
+    /// A repository that nothing was pushed to.
+    fn desired(&self) -> Arc<Desired> {
+        let dir = self.dir.path().join("data");
+        if !dir.exists() {
+            std::fs::create_dir(&dir).unwrap();
+            RevisionStore::init(&dir).unwrap();
+        }
+        let trust = TrustRoots {
+            owners: OwnerKeys::parse(OWNER).unwrap(),
+            denied: DeniedKeys::default(),
+            introduction: None,
+        };
+        let store = RevisionStore::open(&dir, trust).unwrap();
+        Arc::new(Desired::new("rift".parse().unwrap(), Arc::new(store)))
     }
 
     async fn event(&self, kind: &str, message: &str) {

@@ -22,6 +22,7 @@ struct Bench {
     skew: i64,
     pauses: BTreeMap<ServiceName, PauseRow>,
     repairs: BTreeMap<ComponentKey, RepairsRow>,
+    reach: Reach,
     told: Vec<String>,
 }
 
@@ -57,6 +58,7 @@ impl Bench {
             skew: 0,
             pauses: BTreeMap::new(),
             repairs: BTreeMap::new(),
+            reach: Reach::Crossed,
             told: Vec::new(),
         }
     }
@@ -120,6 +122,7 @@ impl Bench {
         };
         let attempt = Attempt {
             failure: failure.map(ToOwned::to_owned),
+            reach: self.reach,
             repairs: repairs
                 .iter()
                 .map(|cause| Repair {
@@ -236,7 +239,11 @@ fn another_head_of_the_service_begins_anew() {
     assert!(bench.pauses.is_empty() && bench.repairs.is_empty());
     assert_eq!(
         bench.told,
-        ["contested container missing", "contested-over new-revision"]
+        [
+            "contested container missing",
+            "blocked-over not-wanted",
+            "contested-over new-revision"
+        ]
     );
 }
 
@@ -392,4 +399,85 @@ fn it_wakes_when_a_pause_or_a_contest_is_over() {
     assert_eq!(in_seconds(&bench), Some(10));
     bench.after(10);
     assert_eq!(in_seconds(&bench), Some(290));
+}
+
+/// As long as each pause lasts, so many attempts that fail like this; when what was told, by attempt.
+fn told_by_attempt(bench: &mut Bench, causes: &[&str]) -> Vec<usize> {
+    let mut told = Vec::new();
+    for (number, cause) in causes.iter().enumerate() {
+        let before = bench.told.len();
+        bench.tries(Some(cause), &[]);
+        told.extend(std::iter::repeat_n(number + 1, bench.told.len() - before));
+        let pause = bench.service_waits();
+        bench.after(pause);
+    }
+    told
+}
+
+#[test]
+fn what_blocks_a_service_is_told_at_once_and_when_it_persists() {
+    let taken = "blocked: the name shop-web is taken";
+    let mut bench = Bench::new();
+    bench.reach = Reach::Nothing;
+    assert_eq!(told_by_attempt(&mut bench, &[taken; 6]), [1, 3]);
+    assert_eq!(bench.told[1], "blocked the name shop-web is taken");
+    let other = "blocked: port 80 is taken";
+    assert_eq!(
+        told_by_attempt(&mut bench, &[other; 3]),
+        [1],
+        "another cause"
+    );
+    bench.restarts(1, 0);
+    assert_eq!(
+        told_by_attempt(&mut bench, &[other; 3]),
+        Vec::<usize>::new(),
+        "told before the restart"
+    );
+}
+
+#[test]
+fn deployments_that_are_aborted_again_and_again_are_told_once_to_persist() {
+    let mut bench = Bench::new();
+    bench.reach = Reach::Aborted;
+    let causes = [
+        "no such image",
+        "no such image",
+        "no answer",
+        "no such image",
+    ];
+    assert_eq!(told_by_attempt(&mut bench, &causes), [3]);
+    bench.reach = Reach::Crossed;
+    let mut bench = Bench::new();
+    assert_eq!(
+        told_by_attempt(&mut bench, &["it exited"; 5]),
+        Vec::<usize>::new(),
+        "told as deployments are"
+    );
+}
+
+#[test]
+fn what_blocked_a_service_is_over_when_nothing_is_left_to_do() {
+    let taken = "blocked: the name shop-web is taken";
+    let mut bench = Bench::new();
+    bench.reach = Reach::Nothing;
+    told_by_attempt(&mut bench, &[taken; 3]);
+    let moment = bench.moment();
+    let changes = bench.ledger.has_nothing_to_do(&shop(), moment);
+    bench.record(changes);
+    assert_eq!(bench.told.last().unwrap(), "blocked-over nothing-to-do");
+    assert!(bench.pauses.is_empty() && bench.ledger.is_empty());
+    // What a deployment failed with is no such thing: its series goes on.
+    bench.tries(Some("no such image"), &[]);
+    let moment = bench.moment();
+    assert!(bench.ledger.has_nothing_to_do(&shop(), moment).is_empty());
+}
+
+#[test]
+fn what_blocked_a_service_and_comes_back_is_told_again() {
+    let taken = "blocked: the name shop-web is taken";
+    let mut bench = Bench::new();
+    bench.reach = Reach::Nothing;
+    told_by_attempt(&mut bench, &[taken; 4]);
+    bench.tries(None, &[]);
+    assert_eq!(told_by_attempt(&mut bench, &[taken; 2]), [1]);
 }

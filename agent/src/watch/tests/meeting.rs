@@ -4,7 +4,7 @@ use mcp_spec::observed::ObservedState;
 
 use super::rig::{PATIENCE, Rig};
 use super::*;
-use crate::registry::StopOverride;
+use crate::registry::{ConditionRow, Judgement, StopOverride};
 
 #[tokio::test]
 async fn an_engine_that_goes_and_comes_is_told_and_nothing_follows() {
@@ -19,6 +19,63 @@ async fn an_engine_that_goes_and_comes_is_told_and_nothing_follows() {
     assert_eq!(rig.observed("shop/web").await.state, ObservedState::Running);
     assert_eq!(rig.words().await, ["engine-away", "engine-back"]);
     assert!(rig.revived.lock().unwrap().is_empty());
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_is_away_at_the_start_is_told() {
+    let mut rig = Rig::new();
+    rig.runs("shop/web", |_| {}).await;
+    rig.engine.set_away(true);
+    drop(rig.watch.fresh().await);
+    rig.launch();
+    rig.event("engine-away").await;
+    rig.engine.set_away(false);
+    rig.event("engine-back").await;
+    assert_eq!(rig.words().await, ["engine-away", "engine-back"]);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_came_back_while_the_agent_was_away_is_told_once() {
+    let mut rig = Rig::new();
+    rig.runs("shop/web", |_| {}).await;
+    rig.begin().await;
+    rig.engine.set_away(true);
+    rig.event("engine-away").await;
+    rig.end().await;
+    rig.engine.set_away(false);
+    for _ in 0..2 {
+        rig.begins_anew().await;
+        rig.event("engine-back").await;
+        assert_eq!(rig.observed("shop/web").await.state, ObservedState::Running);
+        rig.end().await;
+    }
+    assert_eq!(rig.words().await, ["engine-away", "engine-back"]);
+}
+
+#[tokio::test]
+async fn an_engine_whose_alert_holds_and_that_answers_at_the_start_is_told() {
+    let mut rig = Rig::new();
+    rig.runs("shop/web", |_| {}).await;
+    let holds = ConditionRow {
+        service: String::new(),
+        component: String::new(),
+        condition: "engine".to_owned(),
+        holds: true,
+        last: "{}".to_owned(),
+        told: None,
+        told_at: None,
+    };
+    let judgement = Judgement {
+        cursor: 7,
+        conditions: vec![holds],
+        ..Judgement::default()
+    };
+    rig.registry.record_judgement(judgement).await.unwrap();
+    rig.begin().await;
+    rig.event("engine-back").await;
+    assert_eq!(rig.words().await, ["engine-back"]);
     rig.end().await;
 }
 

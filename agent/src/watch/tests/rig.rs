@@ -120,7 +120,8 @@ impl Rig {
         })
     }
 
-    pub(super) async fn begin(&mut self) {
+    /// Begins to watch, and waits for nothing.
+    pub(super) fn launch(&mut self) {
         let setup = Setup {
             watch: self.watch.clone(),
             busy: self.busy.clone(),
@@ -136,6 +137,10 @@ impl Rig {
         let cancel = CancellationToken::new();
         let task = tokio::spawn(run(setup, cancel.clone()));
         self.running = Some((cancel, task));
+    }
+
+    pub(super) async fn begin(&mut self) {
+        self.launch();
         let mut changes = self.watch.changes();
         let known = async {
             while !self.watch.current().engine_answers() {

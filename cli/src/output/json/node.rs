@@ -92,6 +92,8 @@ pub(crate) struct ServiceStatus {
     drift: bool,
     orphaned: bool,
     active: bool,
+    blocked: Option<String>,
+    next_try_at: Option<String>,
     components: Vec<Component>,
 }
 
@@ -105,6 +107,8 @@ impl ServiceStatus {
             drift: service.drift,
             orphaned: service.orphaned,
             active: service.active,
+            blocked: some(&service.blocked),
+            next_try_at: some(&service.next_try_at),
             components: service
                 .components
                 .iter()
