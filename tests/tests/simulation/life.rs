@@ -5,6 +5,7 @@
 //! whatever still waits to be dropped.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -166,7 +167,9 @@ impl Pace for SimPace {
                     .trace
                     .line(|| format!("registry: full at {}", short(name)));
                 life.engine.model.could_not_write();
-                return Err(RegistryError::Full);
+                return Err(RegistryError::Full {
+                    folder: PathBuf::new(),
+                });
             }
             Ok(())
         }
