@@ -225,8 +225,21 @@ impl RevisionStore {
     }
 
     /// Takes over changed owners or denied keys; the accepted history stays as it is.
-    pub fn set_trust(&self, trust: TrustRoots) {
+    #[cfg(test)]
+    pub(crate) fn set_trust(&self, trust: TrustRoots) {
         *self.trust.write().unwrap_or_else(PoisonError::into_inner) = trust;
+    }
+
+    /// Reads owners and denied keys anew, one reader at a time: what was read earlier never takes the place
+    /// of what was read later. The accepted history stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// Those of `read`; the trust is as it was then.
+    pub fn read_trust<E>(&self, read: impl FnOnce() -> Result<TrustRoots, E>) -> Result<(), E> {
+        let mut trust = self.trust.write().unwrap_or_else(PoisonError::into_inner);
+        *trust = read()?;
+        Ok(())
     }
 
     fn objects_dir(&self) -> PathBuf {

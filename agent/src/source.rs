@@ -237,11 +237,11 @@ async fn read_and_receive(
 ) -> Result<Option<Accepted>, SourceError> {
     let store = Arc::clone(agent);
     // Owners and denied keys are read for each receipt: a key denied now counts from now on.
-    blocking(move || -> Result<(), TrustRootsError> {
-        store.revisions.set_trust(trust_roots(&store.config)?);
-        Ok(())
-    })
-    .await?;
+    let read = move || {
+        let roots = || trust_roots(&store.config);
+        store.revisions.read_trust(roots)
+    };
+    blocking(read).await?;
     let (store, source) = (Arc::clone(&agent.revisions), config.clone());
     let look = bounded(
         &agent.source.looks,
@@ -266,13 +266,17 @@ async fn read_and_receive(
     let store = Arc::clone(agent);
     // From here on it is all on the agent's own disk.
     let received = blocking(move || {
+        // Once more: the look may have taken long, and a key was denied meanwhile.
+        store.revisions.read_trust(|| trust_roots(&store.config))?;
         let node = &store.config.node;
         let limits = Limits::default();
-        store
+        let now = Timestamp::now();
+        let received = store
             .revisions
-            .receive_fetched(fetched, node, &limits, Timestamp::now())
+            .receive_fetched(fetched, node, &limits, now)?;
+        Ok(received)
     });
-    Ok(received.await?)
+    received.await
 }
 
 /// Polls the upstream until `shutdown`.

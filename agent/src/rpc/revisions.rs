@@ -185,10 +185,13 @@ async fn accept(
 ) -> Result<Accepted, Status> {
     let store = Arc::clone(&agent);
     // Owners and denied keys are read for each receipt: a key denied now counts from now on.
-    let trust = blocking(move || crate::trust_roots(&store.config)).await?;
-    agent
-        .revisions
-        .set_trust(trust.map_err(|error| status::trust(&error))?);
+    let read = move || {
+        let roots = || crate::trust_roots(&store.config);
+        store.revisions.read_trust(roots)
+    };
+    blocking(read)
+        .await?
+        .map_err(|error| status::trust(&error))?;
     let store = Arc::clone(&agent);
     let accepted = blocking(move || {
         store.revisions.receive(
