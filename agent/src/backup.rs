@@ -288,6 +288,7 @@ fn is_left_out(name: &str) -> bool {
         || name.starts_with(DATABASE)
         || name.starts_with("mcp.new")
         || name.starts_with(ASIDE)
+        || name.starts_with(crate::trust::ASIDE)
         || name.starts_with('.')
         || Path::new(name)
             .extension()

@@ -64,8 +64,8 @@ enum Command {
     /// Put a backup in place while no agent runs. Containers go on running.
     ///
     /// The whole file is checked before anything is written. What the data directory holds is moved aside,
-    /// into before-restore-TIME, and not removed; staged files, and a high-water mark that the backup does not
-    /// know, stay. Changes are then stopped until a push brings what the mark names.
+    /// into before-restore-TIME, and not removed; staged files, a high-water mark that the backup does not
+    /// know, and keys that were denied since, stay. Changes are then stopped until a push brings what the mark names.
     Restore(RestoreArgs),
     /// Whom this node believes and how far it has come: look, deny a key, confirm, begin anew.
     #[command(subcommand)]

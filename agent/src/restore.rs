@@ -2,8 +2,8 @@
 //!
 //! The whole archive is read and held against its manifest before anything is written. What the data
 //! directory holds is moved aside and never removed, but for two things: staged files, which running
-//! containers mount, stay where they are; and a high-water mark that the backup does not know stays too. So
-//! an old backup never lets the node go back unnoticed: the agent then takes no changes until a push brings
+//! containers mount, stay where they are; and a high-water mark that the backup does not know stays too, and
+//! so do keys that were denied since. So an old backup never lets the node go back unnoticed: the agent then takes no changes until a push brings
 //! what the mark names, or `mcp-agent trust confirm` lets it fall.
 //!
 //! A file tells of a restore under way. Where one was cut off no agent starts, until it was made again.
@@ -16,6 +16,7 @@ use std::path::{Component, Path, PathBuf};
 
 use jiff::Timestamp;
 use mcp_spec::revision::CommitId;
+use mcp_spec::signature::DeniedKeys;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
@@ -28,6 +29,8 @@ use crate::revisions::RevisionStore;
 
 /// How the folder begins that keeps what was there before.
 pub(crate) const ASIDE: &str = "before-restore-";
+/// The denylist, where the configuration names no other place.
+const DENIED: &str = "denied_keys";
 /// Where a restore puts its files together.
 const NEW: &str = ".restore-new";
 /// Stands in the data directory while a restore is under way.
@@ -473,6 +476,7 @@ fn exchange(
         // It may stand in the registry alone.
         write_over(&data_dir.join("high-water"), format!("{mark}\n").as_bytes())?;
     }
+    keep_denied(&data_dir.join(DENIED), &fresh.join(DENIED))?;
     let is_mark_kept = ahead.is_some();
     let aside = data_dir.join(format!("{ASIDE}{at}"));
     let stays = |name: &str| {
@@ -504,6 +508,37 @@ fn exchange(
     }
     sync(data_dir)?;
     Ok((if old.is_empty() { None } else { Some(aside) }, ahead))
+}
+
+/// Adds to a restored denylist what was denied here since: a backup must not give a stolen key back.
+fn keep_denied(present: &Path, restored: &Path) -> Result<(), RestoreError> {
+    let parsed = |file: &Path| {
+        let text = fs::read_to_string(file).ok()?;
+        Some((DeniedKeys::parse(&text).ok()?, text))
+    };
+    let (Some((present, _)), Some((known, mut text))) = (parsed(present), parsed(restored)) else {
+        return Ok(());
+    };
+    let known: BTreeSet<&str> = known.fingerprints().collect();
+    let mut is_longer = false;
+    for print in present
+        .fingerprints()
+        .filter(|print| !known.contains(print))
+    {
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str(print);
+        text.push_str(" denied when a backup was restored\n");
+        is_longer = true;
+    }
+    if is_longer {
+        let mode = fs::metadata(restored)
+            .map_err(failed(restored))?
+            .permissions();
+        write(restored, mode.mode(), text.as_bytes())?;
+    }
+    Ok(())
 }
 
 /// Adds the generations that are not there: files/SERVICE/COMPONENT/gN.

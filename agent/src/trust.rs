@@ -24,6 +24,8 @@ use crate::registry::{
 use crate::revisions::{self, HighWaterTrouble, Inspection, ReceiveError, RevisionStore};
 use crate::{TrustRootsError, trust_roots};
 
+pub(crate) use reset::ASIDE;
+
 pub use deny::{Denied, DenyError, deny};
 pub use reset::{Introduction, Reset, ResetError, reset};
 

@@ -23,7 +23,7 @@ use crate::registry::{NewEvent, OpenError, Registry, RegistryError, is_blank};
 use crate::revisions::{self, RevisionStore};
 
 /// How the folder begins that keeps what was there before.
-const ASIDE: &str = "before-reset-";
+pub(crate) const ASIDE: &str = "before-reset-";
 /// What makes up the accepted history.
 const HISTORY: [&str; 3] = ["high-water", "accepted-commits", "repo.git"];
 

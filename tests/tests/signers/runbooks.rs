@@ -89,6 +89,36 @@ fn list_of_denied_keys_is_never_left_broken() {
 }
 
 #[test]
+fn old_backup_gives_no_denied_key_back() {
+    Lane::PodmanRoot.run(|lane| {
+        let name = "olddeny";
+        let mut fleet = pushed(lane, name);
+        let (bob, eve) = (new_key(&fleet, "bob"), new_key(&fleet, "eve"));
+        fleet.mcp(&["trust", "add", &format!("{bob}.pub")]).ok();
+        agent(&fleet, name, &["trust", "deny", &fingerprint(&eve)]).ok();
+        let backup = fleet.node(name).dir().join("backup.tar");
+        agent(&fleet, name, &["backup", backup.to_str().unwrap()]).ok();
+        agent(&fleet, name, &["trust", "deny", &fingerprint(&bob)]).ok();
+        fleet.node_mut(name).terminate().unwrap();
+        agent(
+            &fleet,
+            name,
+            &["restore", backup.to_str().unwrap(), "--force"],
+        )
+        .ok();
+        fleet.node_mut(name).serve().unwrap();
+        let shown = agent(&fleet, name, &["trust", "show"]).ok();
+        for key in [&bob, &eve] {
+            let line = format!("denied        {}", fingerprint(key));
+            assert!(shown.stdout.contains(&line), "{shown}");
+        }
+        commit_by_git(&fleet, &bob, name, "v2");
+        let refused = fleet.mcp(&["sync"]).exits(7);
+        assert!(said(&refused).contains("denied key"), "{refused}");
+    });
+}
+
+#[test]
 fn new_node_after_a_revocation_begins_after_it() {
     Lane::PodmanRoot.run(|lane| {
         let (old, new) = ("revold", "revnew");
