@@ -15,6 +15,7 @@ mod networks;
 mod ports;
 mod reader;
 mod service;
+mod sharing;
 mod suggest;
 mod values;
 mod volumes;
@@ -33,6 +34,7 @@ pub(crate) use health::{INTERVAL, RETRIES, START_PERIOD, TIMEOUT};
 pub(crate) use limits::PIDS;
 pub(crate) use networks::implied_aliases;
 pub(crate) use service::DEADLINE;
+pub use sharing::{SHARED_PATH, Sharing};
 pub use values::size_text;
 pub(crate) use volumes::FILE_MODE;
 

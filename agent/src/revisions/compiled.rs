@@ -63,11 +63,14 @@ impl RevisionStore {
         node: &NodeName,
         limit: u64,
     ) -> Result<DesiredSet, CompileError> {
-        if let Some(set) = self
+        let changed = self
             .compile_changed(objects, commit, node, limit)
-            .map_err(CompileError::Read)?
-        {
-            return Ok(set);
+            .map_err(CompileError::Read)?;
+        if let Some(set) = changed {
+            let sharing = query::sharing(objects, commit).map_err(CompileError::Read)?;
+            if sharing.is_ok_and(|sharing| sharing.allows(&set)) {
+                return Ok(set);
+            }
         }
         // Something is wrong: the full compilation tells what.
         query::tree_files(objects, commit, limit)

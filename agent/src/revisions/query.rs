@@ -3,8 +3,10 @@
 use std::collections::HashSet;
 use std::io::{self, Write};
 
+use mcp_spec::definition::{DefinitionError, SHARED_PATH, Sharing};
 use mcp_spec::image::Digest;
 use mcp_spec::revision::{CommitId, ParsedCommit};
+use mcp_spec::signature::{ALLOWED_SIGNERS_PATH, AllowedSigners};
 use mcp_spec::tree::EntryMode;
 use thiserror::Error;
 
@@ -402,7 +404,7 @@ pub(super) fn tree_files(
 ) -> Result<TreeFiles, ReadError> {
     let root = root_tree(objects, commit)?;
     let trees = Trees::new(objects);
-    let mut files = TreeFiles::default();
+    let mut files = TreeFiles::new(sharing(objects, commit)?);
     let mut left = MAX_DEFINITIONS_BYTES;
     for directory in ["services", "files", "secrets"] {
         let found = trees
@@ -423,6 +425,35 @@ pub(super) fn tree_files(
         }
     }
     Ok(files)
+}
+
+/// What a revision's services may share, or every error of the file that says so.
+pub(super) fn sharing(
+    objects: &Objects,
+    commit: CommitId,
+) -> Result<Result<Sharing, Vec<DefinitionError>>, ReadError> {
+    let root = root_tree(objects, commit)?;
+    let trees = Trees::new(objects);
+    let bytes = |path: &str| {
+        let found = trees
+            .find(&root, path)
+            .map_err(|error| walk_error(commit, error))?;
+        found
+            .filter(|entry| entry.mode != EntryMode::Directory)
+            .map(|entry| objects.read_kind(&entry.id, Kind::Blob))
+            .transpose()
+            .map_err(|source| ReadError::Object { commit, source })
+    };
+    // The door took no signers that cannot be read. To read them as none would lift every limit.
+    let signers = bytes(ALLOWED_SIGNERS_PATH)?
+        .map(|bytes| AllowedSigners::parse_bytes(&bytes))
+        .transpose()
+        .map_err(|fault| ReadError::Damaged {
+            commit,
+            reason: format!("{ALLOWED_SIGNERS_PATH}, {fault}"),
+        })?;
+    let shared = bytes(SHARED_PATH)?;
+    Ok(Sharing::read(signers.as_ref(), shared.as_deref()))
 }
 
 pub(super) fn too_many_bytes() -> ReadError {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mcp_spec::definition::{
-    DefinitionError, DefinitionFile, DesiredSet, compile_for_node, placements,
+    DefinitionError, DefinitionFile, DesiredSet, Sharing, compile_for_node, placements,
 };
 use mcp_spec::image::Digest;
 use mcp_spec::name::{NodeName, ServiceName};
@@ -16,13 +16,33 @@ pub const MAX_DRAFT_BYTES: usize = 8 * 1024 * 1024;
 pub const MAX_DRAFT_FILES: usize = 1000;
 
 /// The definitions of one revision, or of a draft upon one, and the digests of its files.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TreeFiles {
     definitions: BTreeMap<String, Vec<u8>>,
     digests: BTreeMap<String, Digest>,
+    /// What its services may share, or what is wrong with the file that says so.
+    sharing: SharingRead,
+}
+
+/// A `shared.toml`, or every error of it.
+type SharingRead = Result<Sharing, Vec<DefinitionError>>;
+
+impl Default for TreeFiles {
+    fn default() -> Self {
+        Self::new(Ok(Sharing::default()))
+    }
 }
 
 impl TreeFiles {
+    /// No files yet, of a revision whose services may share this.
+    pub(super) const fn new(sharing: SharingRead) -> Self {
+        Self {
+            definitions: BTreeMap::new(),
+            digests: BTreeMap::new(),
+            sharing,
+        }
+    }
+
     pub(super) fn insert_definition(&mut self, path: String, bytes: Vec<u8>) {
         self.digests.insert(path.clone(), Digest::of(&bytes));
         self.definitions.insert(path, bytes);
@@ -53,7 +73,14 @@ impl TreeFiles {
     ///
     /// Every error of every file.
     pub fn compile_for_node(&self, node: &NodeName) -> Result<DesiredSet, Vec<DefinitionError>> {
-        compile_for_node(&self.definitions(), node, &|path| self.digest(path))
+        let set = compile_for_node(&self.definitions(), node, &|path| self.digest(path))?;
+        let sharing = self.sharing.as_ref().map_err(Clone::clone)?;
+        let errors = sharing.errors(&set, &|path| self.definitions.get(path).map(Vec::as_slice));
+        if errors.is_empty() {
+            Ok(set)
+        } else {
+            Err(errors)
+        }
     }
 
     /// Which node runs which service.

@@ -8,7 +8,9 @@ use mcp_cli::repo::{
     At, Changes, DesiredRepo, HistoryError, ManagedFiles, ReadError, Selection, git_signing_key,
 };
 use mcp_cli::sign::{KeyContext, KeySource, SigningKey, find_key};
-use mcp_spec::definition::{DefinitionError, DefinitionFile, DesiredSet, compile, parse_one};
+use mcp_spec::definition::{
+    DefinitionError, DefinitionFile, DesiredSet, SHARED_PATH, Sharing, compile, parse_one,
+};
 use mcp_spec::diff;
 use mcp_spec::image::Digest;
 use mcp_spec::name::ServiceName;
@@ -412,10 +414,33 @@ pub(crate) fn check(files: &dyn Files) -> Result<DesiredSet, CheckError> {
         .collect();
     let lookup = Lookup::new(files);
     let set = compile(&definitions, &|path| lookup.digest(path));
-    match lookup.failed.into_inner() {
-        Some(failure) => Err(CheckError::Read(failure)),
-        None => set.map_err(CheckError::Definitions),
+    if let Some(failure) = lookup.failed.into_inner() {
+        return Err(CheckError::Read(failure));
     }
+    let set = set.map_err(CheckError::Definitions)?;
+    let bytes = |path: &str| {
+        let found = definitions.iter().find(|file| file.path == path);
+        found.map(|file| file.bytes)
+    };
+    let errors = sharing(files)?.errors(&set, &bytes);
+    if errors.is_empty() {
+        Ok(set)
+    } else {
+        Err(CheckError::Definitions(errors))
+    }
+}
+
+/// What services may share. Signers that cannot be read are told where they are changed or pushed.
+fn sharing(files: &dyn Files) -> Result<Sharing, CheckError> {
+    let bytes = |path| {
+        files
+            .bytes(path)
+            .map_err(|error| CheckError::Read(read_failure(&error)))
+    };
+    let signers =
+        bytes(ALLOWED_SIGNERS_PATH)?.and_then(|bytes| AllowedSigners::parse_bytes(&bytes).ok());
+    let shared = bytes(SHARED_PATH)?;
+    Sharing::read(signers.as_ref(), shared.as_deref()).map_err(CheckError::Definitions)
 }
 
 /// Digests of mounted files, with the first failure to read one.

@@ -5,6 +5,7 @@
 
 mod change;
 mod runbooks;
+mod sharing;
 
 use std::collections::BTreeMap;
 use std::process::Command;

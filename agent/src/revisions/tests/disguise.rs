@@ -245,3 +245,54 @@ fn revoked_key_signs_nothing_new_whatever_it_builds_upon() {
     scene.commit_index(Some("eve"), "merge");
     assert_eq!(scene.refused().name(), "unknown-signer");
 }
+
+#[test]
+fn limited_signer_shares_nothing_with_other_services_that_owners_do_not_list() {
+    let joined = |network: &str| format!("{}network = \"{network}\"\n", definition("shop", "v1"));
+    let scene = limited();
+    let before = scene.tip();
+    for network in ["cart", "backend", "bridge", "host"] {
+        scene.write("services/shop.toml", &joined(network));
+        scene.commit(Some("kyle"), "let me join");
+        let error = scene.refused();
+        assert!(
+            matches!(&error, ReceiveError::BadDefinitions { errors, .. }
+                if errors[0].file == "services/shop.toml" && errors[0].message.contains(network)),
+            "{error}"
+        );
+        scene.git(&["reset", "-q", "--hard", &before.to_string()]);
+    }
+    // Taken back in the next commit it is in the history, and still deployed from nowhere.
+    scene.write("services/shop.toml", &joined("cart"));
+    let hidden = scene.commit(Some("kyle"), "let me join");
+    scene.write("services/shop.toml", &definition("shop", "v1"));
+    scene.commit(Some("kyle"), "never mind");
+    scene.push().unwrap();
+    let node = super::scene::node();
+    assert!(scene.store.desired(hidden, &node).unwrap().is_err());
+    assert!(scene.store.desired(scene.tip(), &node).unwrap().is_ok());
+    // Nor does a draft reach further.
+    let draft = [(
+        "services/shop.toml".to_owned(),
+        Some(joined("cart").into_bytes()),
+    )];
+    let drafted = scene.store.with_draft(scene.tip(), &draft).unwrap();
+    assert!(drafted.compile_for_node(&node).is_err());
+
+    scene.write(".mcp/shared.toml", "[networks]\ncart = [\"shop\"]\n");
+    scene.commit(Some("eve"), "eve is no owner");
+    assert!(matches!(fault(&scene), AuthorisationError::NotOwner { .. }));
+    scene.git(&["reset", "-q", "--hard", "HEAD~1"]);
+    scene.write(".mcp/shared.toml", "[networks]\ncart = [\"shop\"]\n");
+    scene.commit(Some(OWNER), "shared");
+    scene.write("services/shop.toml", &joined("cart"));
+    scene.commit(Some("kyle"), "joined");
+    scene.push().unwrap();
+    assert!(scene.store.desired(scene.tip(), &node).unwrap().is_ok());
+    scene.write(".mcp/shared.toml", "[network]\n");
+    scene.commit(Some(OWNER), "broken");
+    assert!(matches!(
+        scene.refused(),
+        ReceiveError::BadDefinitions { errors, .. } if errors[0].file == ".mcp/shared.toml"
+    ));
+}
