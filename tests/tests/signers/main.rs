@@ -6,6 +6,7 @@
 mod change;
 mod runbooks;
 mod sharing;
+mod upstream;
 
 use std::collections::BTreeMap;
 use std::process::Command;
