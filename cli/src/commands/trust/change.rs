@@ -106,7 +106,7 @@ impl Committed {
         let path = self.repo.dir().join(ALLOWED_SIGNERS_PATH);
         let before = std::fs::read(&path).map_err(|error| unwritten(&path, &error))?;
         write(&path, after.as_str().as_bytes()).map_err(|error| unwritten(&path, &error))?;
-        let committed = self.commit_written(key, subject);
+        let committed = self.commit_written(after, key, subject);
         if committed.is_err()
             && let Err(error) = write(&path, &before)
         {
@@ -116,13 +116,26 @@ impl Committed {
         committed
     }
 
-    fn commit_written(&self, key: &SigningKey, subject: &str) -> Result<CommitId, Failure> {
+    fn commit_written(
+        &self,
+        after: &SignersText,
+        key: &SigningKey,
+        subject: &str,
+    ) -> Result<CommitId, Failure> {
         let changes = self
             .repo
             .changes()
             .map_err(|error| Failure::of(Exit::Failed, &error).hint(error.hint()))?;
         if changes.head != Some(self.head) {
             return Err(Failure::new(Exit::Stale, "HEAD moved meanwhile").hint("run it again"));
+        }
+        // What is signed is what was checked, whoever else writes here; the commit takes no other bytes.
+        let written = self.repo.files_seen(&changes).read(ALLOWED_SIGNERS_PATH);
+        if written.ok().flatten().as_deref() != Some(after.as_str().as_bytes()) {
+            return Err(
+                Failure::failed(format!("{ALLOWED_SIGNERS_PATH} changed meanwhile"))
+                    .hint("run it again"),
+            );
         }
         let fallback = Identity::of_principal(
             self.text
