@@ -118,7 +118,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     }
     if !done.key_listed {
         context.out.warn(&format!(
-            "{} is not among the signers; an owner adds it to .mcp/allowed_signers",
+            "{} is not among the signers; an owner adds it: mcp trust add KEY",
             key.fingerprint()
         ));
     }

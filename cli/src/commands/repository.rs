@@ -202,8 +202,8 @@ fn unauthorised(error: &AuthorisationError, key: &SigningKey) -> Failure {
             "deploy a service of yours with mcp deploy SERVICE, or ask an owner to sign".to_owned()
         }
         AuthorisationError::UnknownSigner { .. } => format!(
-            "sign with a key that is, as --key FILE; or an owner adds this one: {}",
-            AllowedSigners::line_for("NAME", key.public(), &["git", "mcp-request"])
+            "sign with a key that is, as --key FILE; or an owner adds this one: mcp trust add \"{}\" --principal NAME",
+            key.public_key()
         ),
         _ => "ask an owner to sign it".to_owned(),
     };
