@@ -1,5 +1,7 @@
 //! `mcp-agent`: the command line of the agent.
 
+// Beside the library's own `trust`, and within the door of the command line.
+#[path = "main/trust.rs"]
 mod trust_command;
 
 use std::io::{self, Write as _};
