@@ -108,6 +108,12 @@ pub trait Runtime: std::fmt::Debug + Send + Sync + 'static {
         self.remove(id_or_name).await
     }
 
+    /// Lets go of a name that the engine's storage holds with no container to show for it. Tells who holds it
+    /// where that is another tool, whose container is left alone.
+    async fn free_name(&self, name: &str) -> Result<Option<ContainerId>, RuntimeError> {
+        self.remove(name).await.map(|()| None)
+    }
+
     /// Makes a user network where there is none of that name. Tells whether it made it.
     async fn ensure_network(
         &self,

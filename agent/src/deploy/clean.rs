@@ -49,7 +49,7 @@ impl Execution {
                 }
                 Ok(Some(_)) => {}
                 // Podman may still hold the name in its storage, with no container to show for it.
-                Ok(None) => drop(self.context.runtime.remove(&making.name).await),
+                Ok(None) => drop(self.context.runtime.free_name(&making.name).await),
                 Err(error) => {
                     tracing::warn!(deployment = %self.id, name = making.name, %error, "cannot look for a leftover");
                     self.left_over();

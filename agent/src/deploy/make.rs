@@ -106,7 +106,12 @@ async fn create(
         }),
         None => {
             // Podman can hold a name in its storage with no container to show for it.
-            runtime.remove(&request.name).await.map_err(engine)?;
+            if let Some(other) = runtime.free_name(&request.name).await.map_err(engine)? {
+                return Err(PartFailure::NameTaken {
+                    name: request.name.clone(),
+                    id: other.short().to_owned(),
+                });
+            }
             runtime.create(request).await.map_err(engine)
         }
     }

@@ -22,6 +22,7 @@ mod normalise;
 mod samples;
 mod session;
 mod socket;
+mod storage;
 mod users;
 
 use std::collections::BTreeMap;
@@ -408,6 +409,15 @@ impl Runtime for DockerRuntime {
 
     async fn remove_but_volumes(&self, id_or_name: &str) -> Result<(), RuntimeError> {
         self.removed(id_or_name, false).await
+    }
+
+    async fn free_name(&self, name: &str) -> Result<Option<ContainerId>, RuntimeError> {
+        if self.engine().await? == EngineName::Podman
+            && let Some(id) = storage::builder_of(self, name).await?
+        {
+            return Ok(Some(id));
+        }
+        self.removed(name, true).await.map(|()| None)
     }
 
     async fn ensure_network(
