@@ -234,13 +234,18 @@ impl ScriptedEngine {
     pub fn set_away(&self, away: bool) {
         self.state().away = away;
         if away {
-            let mut events = self
-                .shared
-                .events
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *events = broadcast::channel(EVENTS).0;
+            self.break_off();
         }
+    }
+
+    /// Ends the event streams; new ones can be had at once.
+    pub fn break_off(&self) {
+        let mut events = self
+            .shared
+            .events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *events = broadcast::channel(EVENTS).0;
     }
 
     /// Says whether process ids are those of this machine.

@@ -60,6 +60,8 @@ struct Shared {
     current: ArcSwap<Snapshot>,
     known: Mutex<Known>,
     events_flow: AtomicBool,
+    /// When the event stream broke off last, until that was taken in.
+    broke_off: Mutex<Option<Instant>>,
     /// Held while a query runs.
     query: tokio::sync::Mutex<LastQuery>,
     queries: AtomicU64,
@@ -119,6 +121,7 @@ impl Watch {
                 current: ArcSwap::from(Arc::clone(&nothing)),
                 known: Mutex::default(),
                 events_flow: AtomicBool::new(false),
+                broke_off: Mutex::default(),
                 query: tokio::sync::Mutex::new(LastQuery {
                     number: 0,
                     inspected_all: false,
@@ -252,6 +255,18 @@ impl Watch {
     /// Whether the engine's events reach the agent.
     pub(super) fn set_events_flow(&self, flow: bool) {
         self.shared.events_flow.store(flow, Ordering::Release);
+    }
+
+    /// Says that the event stream broke off: the engine may be another from now on. One that is started by
+    /// its socket is never seen to be away.
+    pub(super) fn stream_broke_off(&self) {
+        *self.shared.broke_off() = Some(Instant::now());
+        self.count_change();
+    }
+
+    /// When the event stream broke off, told once.
+    pub(super) fn take_break(&self) -> Option<Instant> {
+        self.shared.broke_off().take()
     }
 
     /// Makes containers managed that bear no label of the agent's.
@@ -407,6 +422,11 @@ impl Known {
 impl Shared {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn broke_off(&self) -> MutexGuard<'_, Option<Instant>> {
+        let held = self.broke_off.lock();
+        held.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a changed snapshot in place; `known` is the lock that replacing it takes.

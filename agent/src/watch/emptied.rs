@@ -1,7 +1,7 @@
 //! An engine whose store was emptied, told apart from containers that somebody removed.
 //!
-//! Looked for when the engine answers for the first time, or for the first time since it was away, and at
-//! no other moment: what goes while agent and engine are there is removed one by one, by somebody, and is
+//! Looked for when the engine answers for the first time, or for the first time since it was away or closed
+//! its event stream, and at no other moment: what goes while agent and engine are there is removed one by one, by somebody, and is
 //! drift. All of this has to hold, at two looks in a row ([`super::meeting`]):
 //!
 //! - the engine gave a whole list: a failed one is no evidence;

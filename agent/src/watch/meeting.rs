@@ -1,4 +1,4 @@
-//! Meeting an engine: for the first time, or again after it was away.
+//! Meeting an engine: for the first time, or again after it was away or its event stream broke off.
 //!
 //! What is found then may be another engine's store, an emptied one, or one whose containers all went down
 //! with the engine or the host. The rest of watching knows none of that; it goes by what is said here.
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mcp_spec::name::ComponentKey;
 use mcp_spec::observed::{ContainerState, DesiredState};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::component::Component;
 use super::current::Watch;
@@ -24,15 +24,40 @@ const STORE: &str = "engine-store";
 /// Between the two looks at a store that looks emptied: longer than an engine that begins is at it.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
+/// How long the first list after the event stream broke off is waited for. An engine that is away is seen
+/// to be long before; one that refuses the stream is listed at the next resync.
+const LIST_WAIT: Duration = Duration::from_secs(5);
+
 /// Where meeting the engine stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meeting {
-    /// It has yet to answer.
-    Due,
+    /// It has yet to answer; with a list that was asked for after the event stream broke off, where it did.
+    Due(Option<Instant>),
     /// Its store looks emptied, and is looked at again.
     Doubted,
     /// It was met.
     Over,
+}
+
+impl Meeting {
+    /// Whether nothing may follow yet from what is seen: single answers may be another engine's.
+    pub(super) fn withholds(self, now: Instant) -> bool {
+        match self {
+            Self::Due(Some(broke_off)) => now < broke_off + LIST_WAIT,
+            Self::Doubted => true,
+            Self::Due(None) | Self::Over => false,
+        }
+    }
+
+    /// When withholding ends by the passing of time alone.
+    pub(super) fn given_up_at(self) -> Option<Instant> {
+        match self {
+            Self::Due(Some(broke_off)) => {
+                Some(broke_off + LIST_WAIT).filter(|end| *end > Instant::now())
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Whether the store is the one that the registered containers are of: one of them is there, or there are

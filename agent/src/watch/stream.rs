@@ -77,6 +77,7 @@ async fn connected(
             }
         }
     }
+    watch.stream_broke_off();
     // Whether the engine is away or has only closed the stream, the list of the next attempt tells.
     Ok(())
 }

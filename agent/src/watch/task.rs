@@ -175,7 +175,7 @@ impl Watching {
             verdicts,
             recorder: Recorder::new(setup.registry.clone(), setup.watch.clone()),
             news: Vec::new(),
-            meeting: Meeting::Due,
+            meeting: Meeting::Due(None),
             noted: false,
             stale: false,
             said_no_pids: false,
@@ -235,7 +235,7 @@ impl Watching {
 
     fn next_wake(&self) -> Instant {
         let bounds = self.bounds();
-        let answers = self.engine == EngineState::Answers && self.meeting != Meeting::Doubted;
+        let answers = self.engine == EngineState::Answers && !self.withholds();
         let may_start = self.starting.len() < STARTS;
         let busy = self.setup.busy.all();
         // A busy service wakes by its end, an engine that is away by its return, a start that was
@@ -257,8 +257,9 @@ impl Watching {
             })
             .flatten();
         let hinted = self.hinted.filter(|_| !self.catches_up);
+        let met = self.meeting.given_up_at();
         let resync = (!self.resyncs).then_some(self.resync_at);
-        let soonest = components.chain(hinted).chain(resync).min();
+        let soonest = components.chain(hinted).chain(resync).chain(met).min();
         let shortest = Instant::now() + Duration::from_millis(1);
         soonest.map_or_else(
             || Instant::now() + self.setup.config.resync.as_duration(),
@@ -272,6 +273,10 @@ impl Watching {
             let epoch = self.setup.busy.epoch();
             let busy = self.setup.busy.all();
             self.take_ended().await;
+            if let Some(broke_off) = self.setup.watch.take_break() {
+                self.meeting = Meeting::Due(Some(broke_off));
+                self.noted = false;
+            }
             // Taken after the rows: what a deployment made is in it before the deployment has ended.
             let snapshot = self.setup.watch.current();
             // Where a service began or ended in between, rows and snapshot may not fit together.
@@ -282,8 +287,8 @@ impl Watching {
         self.look_where_due(&busy);
         busy.extend(self.settling.iter().cloned());
         self.meet(&snapshot, &busy);
-        let doubts = self.meeting == Meeting::Doubted;
-        if doubts {
+        let withholds = self.withholds();
+        if withholds {
             busy.extend(self.services());
         }
         let (rows, seen) = self.observe(&snapshot, &busy);
@@ -295,7 +300,7 @@ impl Watching {
         self.follow_exits(&snapshot);
         self.monitor(&snapshot, &busy);
         // What has yet to be looked at has consequences that nobody knows.
-        let change = if self.settling.is_empty() && !doubts {
+        let change = if self.settling.is_empty() && !withholds {
             change
         } else {
             0
@@ -495,10 +500,10 @@ impl Watching {
     fn meet(&mut self, snapshot: &Snapshot, busy: &BTreeSet<ServiceName>) {
         match (&snapshot.engine, self.meeting) {
             (EngineState::Away { .. }, _) => {
-                self.meeting = Meeting::Due;
+                self.meeting = Meeting::Due(None);
                 self.noted = false;
             }
-            (EngineState::Answers, Meeting::Due) => {
+            (EngineState::Answers, Meeting::Due(since)) if is_of(snapshot, since) => {
                 if emptied::lost(&self.components, snapshot, busy).is_empty() {
                     self.meeting = Meeting::Over;
                     for key in meeting::fallen(&self.components, snapshot) {
@@ -534,7 +539,7 @@ impl Watching {
             Ok(is_same) => is_same,
             Err(error) => {
                 tracing::warn!(%error, "cannot look at the engine's store again");
-                self.meeting = Meeting::Due;
+                self.meeting = Meeting::Due(None);
                 return;
             }
         };
@@ -564,6 +569,11 @@ impl Watching {
             }
         }
         self.recorder.add_lost(lost);
+    }
+
+    /// Whether nothing may follow yet from what is seen.
+    fn withholds(&self) -> bool {
+        self.meeting.withholds(Instant::now())
     }
 
     fn services(&self) -> BTreeSet<ServiceName> {
@@ -785,6 +795,11 @@ impl Watching {
             self.monitors.begin(subject, (self.setup.jitter)());
         }
     }
+}
+
+/// Whether a snapshot's list was asked for after this moment.
+fn is_of(snapshot: &Snapshot, since: Option<Instant>) -> bool {
+    since.is_none_or(|since| snapshot.taken_at >= since)
 }
 
 /// Whether another container of the same component runs on this node.

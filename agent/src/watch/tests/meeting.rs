@@ -211,3 +211,43 @@ async fn another_engine_has_lost_nothing() {
     assert!(words.contains(&"engine-replaced".to_owned()), "{words:?}");
     assert!(!words.contains(&"engine-emptied".to_owned()), "{words:?}");
 }
+
+#[tokio::test]
+async fn an_engine_that_comes_back_before_it_was_missed_is_met_as_well() {
+    let mut rig = Rig::new();
+    rig.runs("shop/web", |_| {}).await;
+    rig.runs("shop/db", |_| {}).await;
+    rig.begin().await;
+    rig.stored().await;
+    // It is started by its socket: no call ever fails.
+    rig.engine.empty();
+    rig.engine.break_off();
+    rig.event("engine-emptied").await;
+    assert!(rig.watch.recorded(&rig.busy, PATIENCE).await);
+    let words = rig.words().await;
+    assert!(!words.contains(&"engine-away".to_owned()), "{words:?}");
+    assert_eq!(rig.registry.lost().await.unwrap().len(), 2);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_changes_nothing() {
+    let mut rig = Rig::new();
+    rig.runs("shop/web", |_| {}).await;
+    rig.begin().await;
+    let lists = rig.engine.calls("list");
+    rig.engine.break_off();
+    let mut calls = rig.engine.all_calls();
+    let listed = calls.wait_for(|_| rig.engine.calls("list") > lists);
+    tokio::time::timeout(PATIENCE, listed)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(rig.watch.recorded(&rig.busy, PATIENCE).await);
+    assert_eq!(rig.observed("shop/web").await.state, ObservedState::Running);
+    assert!(rig.words().await.is_empty());
+    // Deaths are answered as before.
+    rig.engine.exit("web", 1, time(5), false);
+    rig.event("restarted").await;
+    rig.end().await;
+}
