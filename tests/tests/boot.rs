@@ -13,7 +13,7 @@ use mcp_tests::fleet::{Fleet, text};
 use mcp_tests::registry::Registry;
 
 /// Longer than an agent takes to bring everything back on a machine under load.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What runs on the node of these tests, sorted.
 const RUNNING: [&str; 4] = ["aside-pinned", "shop-api", "shop-db", "shop-web"];

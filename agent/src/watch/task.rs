@@ -626,14 +626,15 @@ impl Watching {
             if self.starting.len() >= STARTS {
                 return;
             }
-            if self.starts_of.contains(&key.service) || self.waits_for_dependency(key, &due) {
+            if self.starts_of.contains(&key.service) {
                 continue;
             }
-            let waits = self.waits_for_fallen(key);
+            let waits = self.waits_for_dependency(key, &due);
             let Some(component) = self.components.get_mut(key) else {
                 continue;
             };
             if waits {
+                // By then what it waits for is at its start, and none of its service is begun meanwhile.
                 component.restarting = Restarting::Due(now + SOON);
                 continue;
             }
@@ -656,27 +657,17 @@ impl Watching {
         }
     }
 
-    /// Whether something that it depends on is about to be started as well.
+    /// Whether something that it depends on is about to be started as well, or went down with it and has yet to
+    /// come to a start of its own.
     fn waits_for_dependency(&self, key: &ComponentKey, due: &[ComponentKey]) -> bool {
-        let Some(component) = self.components.get(key) else {
-            return false;
-        };
-        component.row.spec.depends_on.iter().any(|dependency| {
-            let dependency = ComponentKey::new(key.service.clone(), dependency.clone());
-            due.contains(&dependency)
-        })
-    }
-
-    /// Whether something that it depends on fell with it and has yet to come to a start of its own.
-    fn waits_for_fallen(&self, key: &ComponentKey) -> bool {
         let Some(component) = self.components.get(key) else {
             return false;
         };
         let now = Instant::now();
         component.row.spec.depends_on.iter().any(|dependency| {
             let dependency = ComponentKey::new(key.service.clone(), dependency.clone());
-            let dependency = self.components.get(&dependency);
-            dependency.is_some_and(|dependency| dependency.has_fallen(now))
+            let fallen = self.components.get(&dependency);
+            due.contains(&dependency) || fallen.is_some_and(|fallen| fallen.has_fallen(now))
         })
     }
 

@@ -10,7 +10,7 @@ use mcp_tests::fleet::{Fleet, text};
 
 use super::{agent, deployed, names, running};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Puts another program in place of the agent's, as an upgrade does: beside it, and renamed.
 fn replace_program(fleet: &Fleet, node: &str) {
