@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::blocking::blocking;
@@ -40,8 +41,14 @@ struct Failed {
 }
 
 /// Looks at the upstream that may hang at a time. A thread that reads from a file system that is gone cannot
-/// be ended, only left: so few are left, and while so many hang none is begun.
-const LOOKS: usize = 4;
+/// be ended, only left: while so many hang none is begun.
+const LOOKS: usize = 16;
+
+/// With more than so many looks that hang, the agent by itself looks only every [`RARELY`].
+const EAGER: usize = 3;
+
+/// Time between two looks at an upstream that goes on to hang: what may hang lasts for two hours then.
+const RARELY: Duration = Duration::from_secs(600);
 
 /// The upstream's state.
 #[derive(Debug)]
@@ -70,6 +77,12 @@ impl Source {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Whether a look may be made that nobody asks for, so long after the last.
+    fn is_due(&self, since_last: Duration) -> bool {
+        let hanging = LOOKS - self.looks.available_permits();
+        hanging <= EAGER || since_last >= RARELY
     }
 
     /// Keeps how a look ended; an event where that is news.
@@ -283,12 +296,17 @@ async fn read_and_receive(
 pub async fn poll(agent: Arc<Agent>, config: SourceConfig, shutdown: CancellationToken) {
     let mut ticks = tokio::time::interval(config.poll.as_duration());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut last = Instant::now();
     loop {
         tokio::select! {
             // Between two looks nothing is under way that could be lost.
             () = shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
+        if !agent.source.is_due(last.elapsed()) {
+            continue;
+        }
+        last = Instant::now();
         let before = agent.source.last().error;
         let fetched = tokio::select! {
             // What is cut off was only read, or is received to its end without a listener: the next
@@ -322,6 +340,8 @@ pub enum Way {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
+
+    use tokio::sync::SemaphorePermit;
 
     use super::*;
 
@@ -364,6 +384,24 @@ mod tests {
                 .unwrap(),
         );
         assert_eq!(Arc::strong_count(&kept), 1);
+    }
+
+    #[test]
+    fn upstream_that_goes_on_to_hang_is_looked_at_rarely() {
+        let source = Source::default();
+        let hang = |count| {
+            drop(
+                source
+                    .looks
+                    .try_acquire_many(count)
+                    .map(SemaphorePermit::forget),
+            )
+        };
+        hang(3);
+        assert!(source.is_due(Duration::ZERO));
+        hang(1);
+        assert!(!source.is_due(RARELY - Duration::from_secs(1)));
+        assert!(source.is_due(RARELY));
     }
 
     #[test]
