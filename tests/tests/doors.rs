@@ -42,6 +42,7 @@ const DOORS: &[Door] = &[
             "cli/src/args",
             "cli/src/main",
             "agent/src/main",
+            "agent/src/trust_command",
         ],
     },
 ];
