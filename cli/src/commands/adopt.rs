@@ -208,8 +208,13 @@ async fn report(
         },
         ..v1::PlanRequest::default()
     });
+    let mut next = plan.await;
+    // It goes without saying here: the definition is what was captured a moment ago.
+    for action in next.iter_mut().flat_map(|plan| &mut plan.actions) {
+        action.uncommitted = false;
+    }
     Ok(Report {
-        next: plan.await,
+        next,
         reply,
         definition,
         defined,

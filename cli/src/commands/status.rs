@@ -14,7 +14,7 @@ use crate::output::plan::{path, revision_behind};
 use crate::output::style::{
     self, Style, bold, count, dim, green, milliseconds, red, short, yellow,
 };
-use crate::output::table::{Cell, Table};
+use crate::output::table::{Cell, Table, wrap};
 use crate::output::{clean, json};
 
 /// Show what needs worry: drift, revisions behind, holds, recent events
@@ -222,11 +222,12 @@ fn node(context: &Context, out: &mut String, name: &str, status: &v1::StatusResp
         out.push_str(&table.render(context.out.width()));
     }
     for warning in &status.warnings {
-        out.push_str(&format!(
-            "  {} {}\n",
-            yellow("warning:"),
-            clean::line(warning)
-        ));
+        let room = context
+            .out
+            .width()
+            .map_or(usize::MAX, |width| width.saturating_sub(11).max(40));
+        let lines = wrap(&clean::line(warning), room).join("\n    ");
+        out.push_str(&format!("  {} {lines}\n", yellow("warning:")));
     }
     let mut fine = 0;
     let mut stopped = Vec::new();

@@ -112,7 +112,10 @@ fn table(context: &Context, why: &v1::Why, indent: usize) -> Table {
     if component.adopted && why.spec_revision.is_empty() {
         "captured from the container, in no revision yet".clone_into(&mut spec);
     }
-    row("spec", spec);
+    // What never ran here runs no spec.
+    if spec != "-" {
+        row("spec", spec);
+    }
     if let Some(deployment) = &why.deployment {
         let actor = if deployment.actor.is_empty() {
             "the agent"
