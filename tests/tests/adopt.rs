@@ -106,6 +106,8 @@ fn adopted_container_is_not_touched_before_a_deploy_that_was_told_of(lane: Lane)
     };
     assert!(unmanaged(&fleet));
 
+    // There is a head that a plan can be made upon.
+    fleet.mcp(&["sync"]).ok();
     let told = fleet
         .mcp(&["-o", "json", "adopt", "adopted/web", "--dry-run"])
         .ok()
