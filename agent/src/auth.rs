@@ -1,7 +1,7 @@
 //! Who calls, and what they may: roles, identities, tokens, and the table of methods.
 //!
 //! [`token`] verifies tokens offline, [`issuer`] makes the agent's own, [`methods`] says which role a
-//! method takes. The layer that holds every call to them is `rpc`'s.
+//! method takes, [`requests`] whether a trusted key stands behind a call. The layer that holds every call to them is `rpc`'s.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,6 +14,7 @@ pub mod issuer;
 pub mod issuers;
 pub mod methods;
 pub mod refusals;
+pub mod requests;
 pub mod token;
 
 /// What a caller may do; each role may what those before it may.
@@ -65,6 +66,8 @@ pub struct Identity {
     pub services: Option<BTreeSet<ServiceName>>,
     /// The token's `iss`.
     pub issuer: String,
+    /// The token's `jti`.
+    pub token_id: String,
 }
 
 /// Why a verified caller may not do what it asks for.
@@ -189,6 +192,7 @@ mod tests {
             role,
             services: services.map(|names| names.iter().map(|n| n.parse().unwrap()).collect()),
             issuer: "mcp-agent:rift".to_owned(),
+            token_id: "1".to_owned(),
         }
     }
 

@@ -108,6 +108,21 @@ pub struct TrustConfig {
     pub denied_keys: PathBuf,
     /// The commit that history starts at, 40 hexadecimal digits.
     pub introduction: Option<String>,
+    /// Whether what changes something has to be signed.
+    pub signed_requests: SignedRequests,
+    /// The principals of tokens' subjects, where they go by another name.
+    pub principals: BTreeMap<String, String>,
+}
+
+/// Whether requests that change something have to be signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SignedRequests {
+    /// A token alone changes nothing.
+    #[default]
+    Required,
+    /// A token is enough; a signature that comes with it has to hold all the same.
+    Optional,
 }
 
 /// The container engine.

@@ -215,6 +215,8 @@ async fn note_refusal(agent: &Agent, config: &SourceConfig, refused: &ReceiveErr
         seq: 0,
         at,
         who: "mcp-agent".to_owned(),
+        token: String::new(),
+        signer: String::new(),
         method: "Poll".to_owned(),
         target: format!("{} {}", config.url, config.branch),
         from: String::new(),

@@ -7,6 +7,7 @@
 mod connect;
 mod failure;
 pub(crate) mod follow;
+pub(crate) mod signing;
 mod tls;
 pub(crate) mod token;
 
@@ -20,6 +21,8 @@ use mcp_proto::v1::node_client::NodeClient as NodeService;
 use mcp_proto::v1::registry_client::RegistryClient;
 use mcp_proto::v1::revisions_client::RevisionsClient;
 use mcp_proto::v1::workloads_client::WorkloadsClient;
+use mcp_spec::name::NodeName;
+use sha2::{Digest as _, Sha256};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::transport::Channel;
@@ -28,6 +31,7 @@ use tonic::{Request, Response, Status};
 use crate::config::NodeEntry;
 use crate::context::Context;
 use crate::error::{Exit, Failure};
+use signing::Signatures;
 
 pub(crate) use connect::parse_address;
 pub(crate) use tls::{parse_fingerprint, read_certificates};
@@ -62,44 +66,72 @@ impl Interceptor for Bearer {
 /// A connection to one node's agent; clones share it.
 #[derive(Clone)]
 pub(crate) struct NodeClient {
-    name: String,
+    name: NodeName,
     channel: Channel,
     bearer: Bearer,
     limit: Option<Duration>,
+    signatures: Arc<Signatures>,
 }
 
+/// Calls with one answer. Those with a path change something, and are signed.
 macro_rules! unary {
-    ($($(#[$doc:meta])* $name:ident($request:ident) -> $response:ident in $client:ident;)*) => {
+    ($($(#[$doc:meta])* $name:ident($request:ident) -> $response:ident in $client:ident $(as $path:literal)?;)*) => {
         $(
             $(#[$doc])*
-            pub(crate) async fn $name(&self, request: v1::$request) -> Result<v1::$response, Failure> {
+            pub(crate) async fn $name(&self, message: v1::$request) -> Result<v1::$response, Failure> {
                 let mut client = $client::with_interceptor(self.channel.clone(), self.bearer.clone())
                     .max_decoding_message_size(MAX_ANSWER_BYTES);
+                let request = request!(self, message $(, $path)?);
                 self.within(REQUEST_TIME, client.$name(request)).await
             }
         )*
     };
 }
 
+/// Calls that are answered with a stream. Those with a path change something, and are signed.
 macro_rules! streaming {
-    ($($(#[$doc:meta])* $name:ident($request:ident) -> $item:ident in $client:ident;)*) => {
+    ($($(#[$doc:meta])* $name:ident($request:ident) -> $item:ident in $client:ident $(as $path:literal)?;)*) => {
         $(
             $(#[$doc])*
-            pub(crate) async fn $name(&self, request: v1::$request) -> Result<Updates<v1::$item>, Failure> {
+            pub(crate) async fn $name(&self, message: v1::$request) -> Result<Updates<v1::$item>, Failure> {
                 let mut client = $client::with_interceptor(self.channel.clone(), self.bearer.clone())
                     .max_decoding_message_size(MAX_ANSWER_BYTES);
+                let request = request!(self, message $(, $path)?);
                 // The headers of a stream may come with its first item, so only the connection is
                 // watched here (by HTTP/2 pings), and not the clock.
                 let stream = client.$name(request).await.map_err(|status| self.failure(&status))?;
-                Ok(Updates { node: self.name.clone(), stream: stream.into_inner() })
+                Ok(Updates { node: self.name.to_string(), stream: stream.into_inner() })
             }
         )*
     };
 }
 
+macro_rules! request {
+    ($client:ident, $message:ident) => {
+        Request::new($message)
+    };
+    ($client:ident, $message:ident, $path:literal) => {{
+        let first = $message.clone();
+        $client
+            .signatures
+            .request(&$client.name, $path, &first, $message)
+            .await?
+    }};
+}
+
 impl NodeClient {
-    /// Connects to `node` with its token.
+    /// Connects to `node` with its token; what it signs it signs for this node alone.
     pub(crate) async fn connect(context: &Context, node: &NodeEntry) -> Result<Self, Failure> {
+        let signatures = Signatures::new(&context.key, [node.name.clone()]);
+        Self::connect_signing(context, node, &signatures).await
+    }
+
+    /// Connects to `node` with its token, and with the statements of a command about several nodes.
+    pub(crate) async fn connect_signing(
+        context: &Context,
+        node: &NodeEntry,
+        signatures: &Arc<Signatures>,
+    ) -> Result<Self, Failure> {
         let token = token::for_node(&context.settings, node).await?;
         let mut value: MetadataValue<Ascii> =
             format!("Bearer {}", token.reveal()).parse().map_err(|_| {
@@ -112,20 +144,21 @@ impl NodeClient {
         value.set_sensitive(true);
         let channel = connect::connect(node, context.timeout).await?;
         Ok(Self {
-            name: node.name.to_string(),
+            name: node.name.clone(),
             channel,
             bearer: Bearer(Some(value)),
             limit: context.timeout,
+            signatures: Arc::clone(signatures),
         })
     }
 
     /// The node's name.
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        self.name.as_str()
     }
 
     fn failure(&self, status: &Status) -> Failure {
-        failure::of(&self.name, status)
+        failure::of(self.name.as_str(), status)
     }
 
     async fn within<T>(
@@ -137,7 +170,7 @@ impl NodeClient {
         match tokio::time::timeout(limit, answer).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.failure(&status)),
-            Err(_) => Err(failure::no_answer(&self.name, limit)),
+            Err(_) => Err(failure::no_answer(self.name.as_str(), limit)),
         }
     }
 
@@ -149,11 +182,11 @@ impl NodeClient {
         /// What a deploy would do.
         get_plan(PlanRequest) -> Plan in DeploymentsClient;
         /// Cancels a deployment before the point of no return.
-        cancel(CancelRequest) -> CancelResponse in DeploymentsClient;
+        cancel(CancelRequest) -> CancelResponse in DeploymentsClient as "/mcp.v1.Deployments/Cancel";
         /// Holds components at what they run.
-        set_hold(HoldRequest) -> HoldResponse in DeploymentsClient;
+        set_hold(HoldRequest) -> HoldResponse in DeploymentsClient as "/mcp.v1.Deployments/SetHold";
         /// Lets held components go.
-        release_hold(ReleaseRequest) -> ReleaseResponse in DeploymentsClient;
+        release_hold(ReleaseRequest) -> ReleaseResponse in DeploymentsClient as "/mcp.v1.Deployments/ReleaseHold";
         /// Deployments of the past.
         history(HistoryRequest) -> HistoryResponse in DeploymentsClient;
         /// Why a target runs what it runs.
@@ -164,37 +197,39 @@ impl NodeClient {
         ps(ListRequest) -> ListResponse in RegistryClient;
         /// Live query, drift, events and the node's health.
         status(StatusRequest) -> StatusResponse in RegistryClient;
+        /// Who asked for what.
+        audit(AuditRequest) -> AuditResponse in RegistryClient;
         /// Drift, field by field.
         get_drift(DriftRequest) -> ListResponse in RegistryClient;
         /// A service's definition, from the registry.
         export(ExportRequest) -> ExportResponse in WorkloadsClient;
         /// Takes containers over.
-        adopt(AdoptRequest) -> AdoptResponse in WorkloadsClient;
+        adopt(AdoptRequest) -> AdoptResponse in WorkloadsClient as "/mcp.v1.Workloads/Adopt";
         /// Lets go of components.
-        forget(ForgetRequest) -> ForgetResponse in WorkloadsClient;
+        forget(ForgetRequest) -> ForgetResponse in WorkloadsClient as "/mcp.v1.Workloads/Forget";
         /// The machine and its agent.
         info(InfoRequest) -> InfoResponse in NodeService;
         /// Has the agent fetch from its upstream at once.
-        fetch_source(FetchSourceRequest) -> FetchSourceResponse in NodeService;
+        fetch_source(FetchSourceRequest) -> FetchSourceResponse in NodeService as "/mcp.v1.Node/FetchSource";
         /// Runs the node's alert command with a test alert.
-        test_alert(TestAlertRequest) -> TestAlertResponse in NodeService;
+        test_alert(TestAlertRequest) -> TestAlertResponse in NodeService as "/mcp.v1.Node/TestAlert";
     }
 
     streaming! {
         /// Deploys, and reports until the end.
-        deploy(DeployRequest) -> DeployUpdate in DeploymentsClient;
+        deploy(DeployRequest) -> DeployUpdate in DeploymentsClient as "/mcp.v1.Deployments/Deploy";
         /// Follows a deployment that is under way.
         attach(AttachRequest) -> DeployUpdate in DeploymentsClient;
         /// Back to what ran before.
-        rollback(RollbackRequest) -> DeployUpdate in DeploymentsClient;
+        rollback(RollbackRequest) -> DeployUpdate in DeploymentsClient as "/mcp.v1.Deployments/Rollback";
         /// Starts services.
-        start(LifecycleRequest) -> DeployUpdate in DeploymentsClient;
+        start(LifecycleRequest) -> DeployUpdate in DeploymentsClient as "/mcp.v1.Deployments/Start";
         /// Stops services.
-        stop(LifecycleRequest) -> DeployUpdate in DeploymentsClient;
+        stop(LifecycleRequest) -> DeployUpdate in DeploymentsClient as "/mcp.v1.Deployments/Stop";
         /// Stops and starts services.
-        restart(LifecycleRequest) -> DeployUpdate in DeploymentsClient;
+        restart(LifecycleRequest) -> DeployUpdate in DeploymentsClient as "/mcp.v1.Deployments/Restart";
         /// Removes what the head does not want.
-        purge(PurgeRequest) -> DeployUpdate in DeploymentsClient;
+        purge(PurgeRequest) -> DeployUpdate in DeploymentsClient as "/mcp.v1.Deployments/Purge";
         /// Events after a sequence number.
         watch_events(WatchEventsRequest) -> WatchEventsResponse in RegistryClient;
         /// Lines of logs.
@@ -234,23 +269,30 @@ impl NodeClient {
     /// Pushes a pack: the header, then the bytes in chunks of at most 1 MiB.
     pub(crate) async fn push_pack(
         &self,
-        header: v1::PushHeader,
+        mut header: v1::PushHeader,
         pack: Arc<[u8]>,
     ) -> Result<v1::PushPackResponse, Failure> {
         use v1::push_pack_request::Part;
         const CHUNK_BYTES: usize = 1024 * 1024;
+        // The header is what is signed, so it has to say what follows it.
+        header.pack_sha256 = Sha256::digest(&pack).to_vec();
+        let first = v1::PushPackRequest {
+            part: Some(Part::Header(header)),
+        };
         let chunks = (0..pack.len()).step_by(CHUNK_BYTES).map(move |start| {
             let end = (start + CHUNK_BYTES).min(pack.len());
             Part::Chunk(pack[start..end].to_vec())
         });
-        let parts = std::iter::once(Part::Header(header))
-            .chain(chunks)
-            .map(|part| v1::PushPackRequest { part: Some(part) });
+        let chunks = chunks.map(|part| v1::PushPackRequest { part: Some(part) });
+        let parts = tokio_stream::iter(std::iter::once(first.clone()).chain(chunks));
+        let request = self
+            .signatures
+            .request(&self.name, "/mcp.v1.Revisions/PushPack", &first, parts)
+            .await?;
         let mut client =
             RevisionsClient::with_interceptor(self.channel.clone(), self.bearer.clone())
                 .max_decoding_message_size(MAX_ANSWER_BYTES);
-        self.within(PUSH_TIME, client.push_pack(tokio_stream::iter(parts)))
-            .await
+        self.within(PUSH_TIME, client.push_pack(request)).await
     }
 }
 
@@ -298,11 +340,15 @@ pub(crate) async fn ask<'a, I, T>(
     request: impl AsyncFn(&NodeClient, &'a I) -> Result<T, Failure>,
 ) -> Vec<Answer<T>> {
     let request = &request;
+    let signatures = &Signatures::new(
+        &context.key,
+        items.iter().map(|item| node(item).name.clone()),
+    );
     futures_util::stream::iter(items.iter().map(|item| {
         let entry = node(item);
         async move {
             let began = Instant::now();
-            let result = match NodeClient::connect(context, entry).await {
+            let result = match NodeClient::connect_signing(context, entry, signatures).await {
                 Ok(client) => request(&client, item).await,
                 Err(failure) => Err(failure),
             };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::client::signing::OpenedKey;
 use crate::config::Settings;
 use crate::output::Printer;
 
@@ -14,4 +15,6 @@ pub(crate) struct Context {
     pub(crate) out: Printer,
     /// `--timeout`.
     pub(crate) timeout: Option<Duration>,
+    /// The operator's key, from when a command needs it on.
+    pub(crate) key: OpenedKey,
 }

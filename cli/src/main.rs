@@ -9,6 +9,7 @@ mod error;
 mod output;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::FromArgMatches as _;
 use clap::error::{ContextKind, ErrorKind};
@@ -53,6 +54,7 @@ fn run(cli: Cli, given: &Given, out: Printer) -> Result<Exit, (Printer, Failure)
         settings,
         out,
         timeout,
+        key: Arc::default(),
     };
     // One thread is enough to wait on a few sockets, and starts in no time.
     let outcome: Outcome = match tokio::runtime::Builder::new_current_thread()

@@ -15,6 +15,7 @@ pub mod name;
 pub mod observed;
 pub mod plan;
 pub mod policy;
+pub mod request;
 pub mod revision;
 #[cfg(test)]
 mod samples;

@@ -11,6 +11,8 @@ pub struct Method {
     pub path: &'static str,
     /// Who may call it; `None` for anybody.
     pub role: Option<Role>,
+    /// Whether a trusted key has to stand behind it: it changes something.
+    pub signed: bool,
     /// Longest time until its response begins.
     pub limit: Duration,
 }
@@ -25,17 +27,19 @@ const fn of(path: &'static str, role: Role) -> Method {
     Method {
         path,
         role: Some(role),
+        signed: matches!(role, Role::Operator | Role::Admin),
         limit: CALL,
     }
 }
 
 /// Every method that the agent serves. Higher demands of single requests (`force`, volumes) are the
 /// handlers' to make, with [`super::Identity::require`].
-pub const METHODS: [Method; 34] = [
+pub const METHODS: [Method; 35] = [
     of("/mcp.v1.Revisions/Negotiate", Role::Viewer),
     Method {
         path: "/mcp.v1.Revisions/PushPack",
         role: Some(Role::Operator),
+        signed: true,
         limit: PACK,
     },
     of("/mcp.v1.Revisions/ListRevisions", Role::Viewer),
@@ -58,6 +62,7 @@ pub const METHODS: [Method; 34] = [
     of("/mcp.v1.Registry/Status", Role::Viewer),
     of("/mcp.v1.Registry/WatchEvents", Role::Viewer),
     of("/mcp.v1.Registry/GetDrift", Role::Viewer),
+    of("/mcp.v1.Registry/Audit", Role::Viewer),
     of("/mcp.v1.Workloads/Logs", Role::Viewer),
     of("/mcp.v1.Workloads/Export", Role::Viewer),
     of("/mcp.v1.Workloads/Adopt", Role::Operator),
@@ -66,6 +71,7 @@ pub const METHODS: [Method; 34] = [
     Method {
         path: "/mcp.v1.Node/FetchSource",
         role: Some(Role::Operator),
+        signed: true,
         limit: PACK,
     },
     of("/mcp.v1.Node/TestAlert", Role::Operator),
@@ -73,6 +79,7 @@ pub const METHODS: [Method; 34] = [
     Method {
         path: "/grpc.health.v1.Health/Check",
         role: None,
+        signed: false,
         limit: CALL,
     },
     of("/grpc.health.v1.Health/Watch", Role::Viewer),
@@ -126,6 +133,18 @@ mod tests {
         assert_eq!(contract, listed);
         let distinct: BTreeSet<&str> = METHODS.iter().map(|method| method.path).collect();
         assert_eq!(distinct.len(), METHODS.len());
+    }
+
+    #[test]
+    fn whatever_takes_more_than_a_viewer_is_signed() {
+        for method in METHODS {
+            assert_eq!(
+                method.signed,
+                method.role > Some(Role::Viewer),
+                "{}",
+                method.path
+            );
+        }
     }
 
     #[test]

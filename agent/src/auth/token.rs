@@ -205,7 +205,7 @@ impl Verifier {
             return Err(TokenError::Issuer);
         }
         let subject = text(&claims, "sub")?;
-        text(&claims, "jti")?;
+        let token_id = text(&claims, "jti")?;
         self.check_times(&claims, now)?;
         self.check_audience(&claims)?;
         if let Some(nodes) = optional::<Vec<String>>(&claims, "mcp_nodes")?
@@ -228,6 +228,7 @@ impl Verifier {
             role,
             services: optional::<BTreeSet<ServiceName>>(&claims, "mcp_services")?,
             issuer: signer.issuer.clone(),
+            token_id,
         })
     }
 

@@ -15,7 +15,7 @@ use toml::de::{DeTable, DeValue};
 use super::{
     AlertConfig, AuthConfig, Config, ConfigError, DEFAULT_DATA_DIR, DEFAULT_LISTEN,
     DEFAULT_MAX_AGE_HOURS, DEFAULT_SERVICES_DIR, Engine, ExternalIssuer, RuntimeConfig,
-    SourceConfig, TlsConfig, TrustConfig, WatchConfig,
+    SignedRequests, SourceConfig, TlsConfig, TrustConfig, WatchConfig,
 };
 use crate::auth::Role;
 
@@ -65,13 +65,7 @@ struct Trust {
     denied_keys: Option<PathBuf>,
     introduction: Option<String>,
     signed_requests: Option<SignedRequests>,
-}
-
-#[derive(Deserialize, PartialEq, Eq, Clone, Copy)]
-#[serde(rename_all = "lowercase")]
-enum SignedRequests {
-    Required,
-    Optional,
+    principals: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -275,10 +269,16 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
         runtime.socket.display().to_string(),
         file.display().to_string(),
     ];
+    let auth = auth(&at, raw.auth.unwrap_or_default())?;
     Ok(Config {
         file: file.to_owned(),
-        auth: auth(&at, raw.auth.unwrap_or_default())?,
-        trust: trust(&at, raw.trust.unwrap_or_default(), &data_dir)?,
+        trust: trust(
+            &at,
+            raw.trust.unwrap_or_default(),
+            &data_dir,
+            auth.external.is_some(),
+        )?,
+        auth,
         source: raw
             .source
             .map(|source| self::source(&at, source))
@@ -362,12 +362,19 @@ fn auth(at: &Text<'_>, raw: Auth) -> Result<AuthConfig, ConfigError> {
     })
 }
 
-fn trust(at: &Text<'_>, raw: Trust, data_dir: &Path) -> Result<TrustConfig, ConfigError> {
-    if raw.signed_requests == Some(SignedRequests::Required) {
+fn trust(
+    at: &Text<'_>,
+    raw: Trust,
+    data_dir: &Path,
+    shared_issuer: bool,
+) -> Result<TrustConfig, ConfigError> {
+    let signed_requests = raw.signed_requests.unwrap_or_default();
+    if signed_requests == SignedRequests::Optional && shared_issuer {
         return Err(at.refuse(
             &["trust", "signed_requests"],
-            "this release cannot check signed requests, and does not pretend to".to_owned(),
-            "write signed_requests = \"optional\"",
+            "tokens come from an issuer that other services know too, so a token alone may change nothing"
+                .to_owned(),
+            "leave it out, or leave issuer and jwks out under [auth]",
         ));
     }
     if let Some(commit) = &raw.introduction
@@ -389,6 +396,8 @@ fn trust(at: &Text<'_>, raw: Trust, data_dir: &Path) -> Result<TrustConfig, Conf
                 .unwrap_or_else(|| data_dir.join("denied_keys")),
         ),
         introduction: raw.introduction,
+        signed_requests,
+        principals: raw.principals.unwrap_or_default(),
     })
 }
 

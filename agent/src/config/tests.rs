@@ -47,7 +47,8 @@ user  = "operator"
 [trust]
 owners          = "/srv/mcp/owners.pub"
 denied_keys     = "/srv/mcp/denied_keys"
-signed_requests = "optional"
+signed_requests = "required"
+principals = { "4711" = "alice" }
 [runtime]
 engine      = "podman"
 socket      = "unix:///run/user/993/podman/podman.sock"
@@ -112,8 +113,8 @@ fn refusals_name_the_line_and_the_key() {
             "/etc/mcp/agent.toml:3: watch.resync: 0 is no time",
         ),
         (
-            "node = \"a\"\n[trust]\nsigned_requests = \"required\"",
-            "/etc/mcp/agent.toml:3: trust.signed_requests: this release",
+            "node = \"a\"\n[auth]\nissuer = \"i\"\njwks = \"k\"\n[trust]\nsigned_requests = \"optional\"",
+            "/etc/mcp/agent.toml:6: trust.signed_requests: tokens come from an issuer",
         ),
         (
             "node = \"a\"\n[auth]\nissuer = \"https://x\"\njwks = \"https://x/keys\"",

@@ -83,7 +83,7 @@ audience = \"mcp\"
 [trust]
 owners          = {owners}   # who may introduce a history
 denied_keys     = {denied}   # whose new commits are refused
-signed_requests = \"optional\"
+signed_requests = \"required\"   # a token alone changes nothing
 {introduction}
 
 [runtime]

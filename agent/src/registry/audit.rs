@@ -15,8 +15,12 @@ pub struct AuditRow {
     pub seq: u64,
     /// When it ended.
     pub at: Timestamp,
-    /// The principal that asked.
+    /// The subject of the token.
     pub who: String,
+    /// The token's id.
+    pub token: String,
+    /// Who signed the request and with which key; empty where nobody did.
+    pub signer: String,
     /// The method called.
     pub method: String,
     /// What it was about.
@@ -38,8 +42,8 @@ impl Registry {
     pub async fn append_audit(&self, row: AuditRow) -> Result<(), RegistryError> {
         self.write(move |tx| {
             tx.prepare_cached(
-                "INSERT INTO audit (at, who, method, target, from_addr, request_id, result)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT INTO audit (at, who, method, target, from_addr, request_id, result, token, signer)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute((
                 At(row.at),
@@ -49,6 +53,8 @@ impl Registry {
                 cut(&row.from, TEXT_BYTES),
                 cut(&row.request_id, TEXT_BYTES),
                 cut(&row.result, TEXT_BYTES),
+                cut(&row.token, TEXT_BYTES),
+                cut(&row.signer, TEXT_BYTES),
             ))?;
             Ok(())
         })
@@ -69,6 +75,8 @@ impl Registry {
                     seq: count(row, "seq")?,
                     at: at(row, "at")?,
                     who: row.get("who")?,
+                    token: row.get("token")?,
+                    signer: row.get("signer")?,
                     method: row.get("method")?,
                     target: row.get("target")?,
                     from: row.get("from_addr")?,

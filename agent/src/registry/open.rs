@@ -35,6 +35,7 @@ const MIGRATION_LIST: &[M<'static>] = &[
     M::up(include_str!("migrations/0003_adoptions.sql")),
     M::up(include_str!("migrations/0004_reconciling.sql")),
     M::up(include_str!("migrations/0005_lost.sql")),
+    M::up(include_str!("migrations/0006_statements.sql")),
 ];
 
 /// The newest schema that this agent knows.

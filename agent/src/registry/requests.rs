@@ -31,7 +31,36 @@ pub enum RequestAdmission {
     Conflict,
 }
 
+/// How long the id of a signed request is kept after its end, in seconds: a clock that was ahead by less and
+/// was set back lets nothing in twice.
+const STATEMENT_KEPT_SECONDS: i64 = 24 * 3600;
+
 impl Registry {
+    /// Notes the id of a signed request's statement, which ends at `expires` (seconds since 1970); whether
+    /// it is new. Those that ended a day ago are forgotten on the way.
+    ///
+    /// # Errors
+    ///
+    /// Where the registry cannot be written: nobody can tell then whether it came before.
+    pub async fn note_statement(
+        &self,
+        id: String,
+        expires: i64,
+        now: Timestamp,
+    ) -> Result<bool, RegistryError> {
+        bounded("the statement's id", id.len(), ID_BYTES)?;
+        let oldest = now.as_second().saturating_sub(STATEMENT_KEPT_SECONDS);
+        self.write(move |tx| {
+            tx.prepare_cached("DELETE FROM statements WHERE expires < ?1")?
+                .execute([oldest])?;
+            let noted = tx
+                .prepare_cached("INSERT OR IGNORE INTO statements (id, expires) VALUES (?1, ?2)")?
+                .execute((id, expires))?;
+            Ok(noted == 1)
+        })
+        .await
+    }
+
     /// Notes a request, unless it was seen in the last 24 hours. `scope` is the method. An empty id is never noted.
     ///
     /// # Errors

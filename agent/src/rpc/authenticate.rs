@@ -1,4 +1,4 @@
-//! The gate before every call: token, role, time limit, and the audit of what changes something.
+//! The gate before every call: token, role, signature, time limit, and the audit of what changes something.
 //!
 //! What is not listed is closed. A call that takes more than a viewer leaves one line in the audit,
 //! refused or not, even where its caller goes away in the middle. Bad tokens leave none: anybody
@@ -15,13 +15,15 @@ use mcp_spec::name::Target;
 use tonic::body::Body;
 use tonic::codegen::http::header::AUTHORIZATION;
 use tonic::codegen::http::{HeaderMap, Request, Response};
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
-use super::status;
+use super::{signed, status};
 use crate::Agent;
 use crate::auth::methods::{self, Method};
 use crate::auth::refusals::Refusals;
+use crate::auth::requests::Signed;
 use crate::auth::{Identity, Role};
 use crate::registry::AuditRow;
 use crate::tls::Peer;
@@ -88,12 +90,21 @@ impl Audited {
                 seq: 0,
                 at: Timestamp::now(),
                 who: identity.subject.clone(),
+                token: identity.token_id.clone(),
+                signer: String::new(),
                 method: method.rsplit('/').next().unwrap_or(method).to_owned(),
                 target: String::new(),
                 from: peer.map(|peer| peer.0.ip().to_string()).unwrap_or_default(),
                 request_id: String::new(),
                 result: "client-gone".to_owned(),
             }),
+        }
+    }
+
+    /// Says who signed the call.
+    fn signed_by(&mut self, signed: &Signed) {
+        if let Some(row) = &mut self.row {
+            row.signer = format!("{} {}", signed.principal, signed.fingerprint);
         }
     }
 
@@ -256,7 +267,7 @@ where
             return Box::pin(within(method.limit, call));
         };
         let required = method.role.unwrap_or(Role::Admin);
-        let audited = (required > Role::Viewer).then(|| {
+        let mut audited = (required > Role::Viewer).then(|| {
             Audited::new(
                 &self.authenticate.agent,
                 method.path,
@@ -264,27 +275,58 @@ where
                 request.extensions().get::<Peer>(),
             )
         });
-        let admitted = match identity.require(required) {
-            Ok(()) => {
-                if let Some(audited) = &audited {
-                    request.extensions_mut().insert(audited.about.clone());
-                }
-                request.extensions_mut().insert(identity);
-                Ok(within(method.limit, self.inner.call(request)))
-            }
-            Err(forbidden) => Err(Status::from(forbidden)),
-        };
+        let agent = Arc::clone(&self.authenticate.agent);
+        // The one that is ready is the one that was polled; its clone gets ready for the next call.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
         Box::pin(async move {
-            let response = match admitted {
-                Ok(call) => call.await?,
-                Err(status) => status.into_http(),
+            let call = async {
+                let request =
+                    for_handler(&agent, method, identity, audited.as_mut(), request).await;
+                match request {
+                    Ok(request) => inner.call(request).await,
+                    Err(status) => Ok(status.into_http()),
+                }
             };
+            let response = within(method.limit, call).await?;
             if let Some(audited) = audited {
                 audited.end(result_word(&response)).await;
             }
             Ok(response)
         })
     }
+}
+
+/// The request as its handler gets it: with its caller, who has the role, and behind whom a key stands
+/// where that is asked for.
+async fn for_handler(
+    agent: &Arc<Agent>,
+    method: &'static Method,
+    identity: Identity,
+    mut audited: Option<&mut Audited>,
+    request: Request<Body>,
+) -> Result<Request<Body>, Status> {
+    identity.require(method.role.unwrap_or(Role::Admin))?;
+    let (mut head, body) = request.into_parts();
+    let (identity, body) = if method.signed {
+        let metadata = MetadataMap::from_headers(head.headers.clone());
+        let (identity, by, body) =
+            signed::admit(agent, method.path, identity, &metadata, body).await?;
+        if let (Some(audited), Some(by)) = (&mut audited, &by) {
+            audited.signed_by(by);
+        }
+        if let Some(by) = by {
+            head.extensions.insert(by);
+        }
+        (identity, body)
+    } else {
+        (identity, body)
+    };
+    if let Some(audited) = audited {
+        head.extensions.insert(audited.about.clone());
+    }
+    head.extensions.insert(identity);
+    Ok(Request::from_parts(head, body))
 }
 
 /// Holds a call to its limit. It counts until the response begins; a stream has limits of its own.

@@ -18,7 +18,7 @@ use super::components::{View, is_amiss, text};
 use super::node::usage;
 use super::status::{self, Failure};
 use crate::Agent;
-use crate::auth::Identity;
+use crate::auth::{Identity, Role};
 use crate::node::{NodeFacts, Usage};
 use crate::registry::{BLOCKED, EventQuery, EventRow, PauseRow};
 use crate::takeover::strangers;
@@ -39,6 +39,10 @@ const RECORDING: Duration = Duration::from_millis(200);
 
 /// Events in a status where the client does not say.
 const STATUS_EVENTS: u32 = 5;
+
+/// Audited calls where the client does not say how many, and the most that it gets.
+const AUDIT_SHOWN: u32 = 100;
+const MAX_AUDIT: u32 = 1000;
 
 /// The service.
 #[derive(Debug)]
@@ -208,6 +212,36 @@ impl v1::registry_server::Registry for Registry {
     ) -> Result<Response<v1::ListResponse>, Status> {
         self.listed(request, |request| request.targets, Look::Live)
             .await
+    }
+
+    async fn audit(
+        &self,
+        request: Request<v1::AuditRequest>,
+    ) -> Result<Response<v1::AuditResponse>, Status> {
+        let identity = caller(&request)?;
+        identity.require(Role::Operator)?;
+        identity.require_all_services()?;
+        let limit = match request.into_inner().limit {
+            0 => AUDIT_SHOWN,
+            limit => limit.min(MAX_AUDIT),
+        };
+        let rows = self.agent.registry.audit(limit).await;
+        let rows = rows.map_err(|error| status::registry(&error))?;
+        let entries = rows.into_iter().map(|row| v1::AuditEntry {
+            seq: row.seq,
+            at: row.at.to_string(),
+            who: row.who,
+            token: row.token,
+            signer: row.signer,
+            method: row.method,
+            target: row.target,
+            from: row.from,
+            request_id: row.request_id,
+            result: row.result,
+        });
+        Ok(Response::new(v1::AuditResponse {
+            entries: entries.collect(),
+        }))
     }
 
     async fn get_drift(

@@ -10,6 +10,7 @@ use mcp_proto::{convert, v1};
 use mcp_spec::name::{ComponentName, NameError, ServiceName};
 use mcp_spec::plan::Options;
 use mcp_spec::revision::CommitId;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -18,6 +19,7 @@ use super::authenticate::{About, caller};
 use super::status::{self, Failure};
 use crate::Agent;
 use crate::auth::Identity;
+use crate::auth::requests::Signed;
 use crate::planning::Wish;
 use crate::registry::{RevisionFilter, RevisionRow};
 use crate::revisions::{Accepted, Limits};
@@ -81,6 +83,8 @@ struct Header {
     previous: Option<CommitId>,
     revision: CommitId,
     pack_bytes: u64,
+    /// What the pack's bytes have to hash to, where the header says so.
+    pack_sha256: Option<[u8; 32]>,
 }
 
 impl Header {
@@ -105,6 +109,14 @@ impl Header {
             previous: optional_commit("previous", &header.previous)?,
             revision: commit("revision", &header.revision)?,
             pack_bytes: header.pack_bytes,
+            pack_sha256: match header.pack_sha256.as_slice() {
+                [] => None,
+                bytes => Some(
+                    bytes
+                        .try_into()
+                        .map_err(|_| status::bad_request("pack_sha256 has other than 32 bytes"))?,
+                ),
+            },
         })
     }
 }
@@ -125,13 +137,15 @@ fn optional_commit(field: &str, text: &str) -> Result<Option<CommitId>, Status> 
 async fn receive_pack(
     agent: &Agent,
     stream: &mut Streaming<v1::PushPackRequest>,
-    length: u64,
+    header: &Header,
 ) -> Result<File, Status> {
+    let length = header.pack_bytes;
     let data_dir = agent.config.data_dir.clone();
     let mut file = blocking(move || tempfile::tempfile_in(data_dir))
         .await?
         .map_err(|error| status::disk("make room for the pack", &error))?;
     let mut received: u64 = 0;
+    let mut hash = Sha256::new();
     loop {
         let message = tokio::time::timeout(CHUNK_LIMIT, stream.message())
             .await
@@ -151,14 +165,22 @@ async fn receive_pack(
                 "the pack is longer than its header says",
             ));
         }
-        file = blocking(move || file.write_all(&chunk).map(|()| file))
-            .await?
-            .map_err(|error| status::disk("write the pack", &error))?;
+        let hashed = blocking(move || {
+            hash.update(&chunk);
+            (file.write_all(&chunk).map(|()| file), hash)
+        });
+        let (written, rest) = hashed.await?;
+        hash = rest;
+        file = written.map_err(|error| status::disk("write the pack", &error))?;
     }
     if received < length {
         return Err(status::bad_request(
             "the pack is shorter than its header says",
         ));
+    }
+    let hash: [u8; 32] = hash.finalize().into();
+    if header.pack_sha256.is_some_and(|told| told != hash) {
+        return Err(status::other_pack());
     }
     file.rewind()
         .map_err(|error| status::disk("read the pack", &error))?;
@@ -235,6 +257,7 @@ impl v1::revisions_server::Revisions for Revisions {
     ) -> Result<Response<v1::PushPackResponse>, Status> {
         let identity = caller(&request)?;
         let about = About::of(&request);
+        let signed = request.extensions().get::<Signed>().is_some();
         let mut stream = request.into_inner();
         let _place = self
             .pushes
@@ -249,7 +272,12 @@ impl v1::revisions_server::Revisions for Revisions {
         };
         about.say(&header.revision, &header.request_id);
         let header = Header::read(&header)?;
-        let pack = receive_pack(&self.agent, &mut stream, header.pack_bytes).await?;
+        if signed && header.pack_sha256.is_none() {
+            return Err(status::bad_request(
+                "a signed push has the digest of its pack",
+            ));
+        }
+        let pack = receive_pack(&self.agent, &mut stream, &header).await?;
         // A client that goes away now changes nothing: what is accepted is also written down.
         let accepting = self.agent.work.spawn(accept(
             Arc::clone(&self.agent),

@@ -13,10 +13,12 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
 use mcp_spec::revision::CommitId;
+use mcp_spec::signature::AllowedSignersError;
 
 use crate::TrustRootsError;
 use crate::alert::DeliveryError;
 use crate::auth::ForbiddenError;
+use crate::auth::requests::RequestError;
 use crate::auth::token::TokenError;
 use crate::registry::RegistryError;
 use crate::revisions::{FetchError, ReadError, ReceiveError, ResolveError};
@@ -135,6 +137,41 @@ fn cut(text: &mut String) {
         text.truncate(end);
         text.push('…');
     }
+}
+
+/// A call behind which no trusted key stands.
+pub(super) fn signed_request(error: &RequestError) -> Status {
+    Failure::of(Code::PermissionDenied, error.reason(), error)
+        .hint(error.hint())
+        .into()
+}
+
+/// The signers of the head, which nobody could have pushed as they are.
+pub(super) fn signers(error: &AllowedSignersError) -> Status {
+    Failure::of(Code::Internal, "repository", error)
+        .hint("the repository was changed on the node; look at it there: mcp-agent check")
+        .into()
+}
+
+/// A pack that is another one than its header says, which is what was signed.
+pub(super) fn other_pack() -> Status {
+    Failure::new(
+        Code::PermissionDenied,
+        "request-other-bytes",
+        "the pack is not the one that its header was signed for",
+    )
+    .hint("push it anew")
+    .into()
+}
+
+/// A message over the bound.
+pub(super) fn message_too_large(bytes: usize, limit: usize) -> Status {
+    Failure::new(
+        Code::ResourceExhausted,
+        "too-large",
+        format!("a message of {bytes} bytes exceeds the limit of {limit}"),
+    )
+    .into()
 }
 
 /// The stable reason of a status, where it has one.

@@ -14,13 +14,15 @@ use tonic_health::pb::health_client::HealthClient;
 use super::*;
 use crate::auth::Role;
 use crate::auth::issuer::{Grant, Issuer};
-use crate::config::Config;
+use crate::config::{Config, SignedRequests};
 use crate::init::{InitOptions, init};
 use v1::deployments_client::DeploymentsClient;
 use v1::node_client::NodeClient;
 use v1::registry_client::RegistryClient;
 use v1::revisions_client::RevisionsClient;
 use v1::workloads_client::WorkloadsClient;
+
+mod signed;
 
 struct Running {
     config: Config,
@@ -31,7 +33,14 @@ struct Running {
 }
 
 impl Running {
+    /// An agent that takes requests without a signature.
     async fn start() -> Self {
+        let mut config = Self::configured();
+        config.0.trust.signed_requests = SignedRequests::Optional;
+        Self::run(config).await
+    }
+
+    fn configured() -> (Config, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         run(
             folder.path(),
@@ -54,7 +63,10 @@ impl Running {
             trust: vec![folder.path().join("key.pub").display().to_string()],
         })
         .unwrap();
-        let config = Config::load(&made.config).unwrap();
+        (Config::load(&made.config).unwrap(), folder)
+    }
+
+    async fn run((config, folder): (Config, tempfile::TempDir)) -> Self {
         let shutdown = CancellationToken::new();
         let (ready, address) = tokio::sync::oneshot::channel();
         let task = tokio::spawn(crate::run(
@@ -102,9 +114,10 @@ impl Running {
         bearing(&self.token(role), message)
     }
 
-    async fn stop(self) {
+    async fn stop(self) -> (Config, tempfile::TempDir) {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
+        (self.config, self.folder)
     }
 }
 
@@ -198,6 +211,7 @@ async fn a_signed_push_becomes_the_head_and_can_be_pulled() {
             revision: tip.clone(),
             pack_bytes: pack.len() as u64,
             request_id: "first".to_owned(),
+            pack_sha256: Vec::new(),
         })];
         parts.extend(pack.chunks(100).map(|chunk| Part::Chunk(chunk.to_vec())));
         push(parts)
@@ -258,6 +272,7 @@ async fn a_signed_push_becomes_the_head_and_can_be_pulled() {
             revision: second.trim().to_owned(),
             pack_bytes: pack.len() as u64,
             request_id: "second".to_owned(),
+            pack_sha256: Vec::new(),
         }),
         Part::Chunk(pack),
     ]);
@@ -425,6 +440,7 @@ async fn a_push_that_breaks_the_contract_changes_nothing() {
             revision: "3f2a9c1d".repeat(5),
             pack_bytes,
             request_id: "1".to_owned(),
+            pack_sha256: Vec::new(),
         })
     };
     for (parts, expected) in [

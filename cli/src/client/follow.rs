@@ -4,12 +4,14 @@
 //! [`TAKE_UP_TIME`] by the request's id, which names the same work however often it is sent.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mcp_proto::v1;
 use mcp_proto::v1::deploy_update::Update;
 use tokio::time::Instant;
 
+use super::signing::Signatures;
 use super::{NodeClient, Updates, failure};
 use crate::config::NodeEntry;
 use crate::context::Context;
@@ -89,12 +91,13 @@ pub(crate) enum Seen {
 /// The agent's refusal, or exit code 8 where the connection was lost for good, with the deployment's id.
 pub(crate) async fn follow(
     context: &Context,
+    signatures: &Arc<Signatures>,
     node: &NodeEntry,
     work: &Work,
     mut seen: impl FnMut(Seen) -> ControlFlow<()>,
 ) -> Result<Option<Vec<v1::Deployment>>, Failure> {
     let mut deployment_id = String::new();
-    let client = NodeClient::connect(context, node).await?;
+    let client = NodeClient::connect_signing(context, node, signatures).await?;
     let mut updates = work.send(&client).await;
     loop {
         let lost = match &mut updates {
@@ -131,7 +134,7 @@ pub(crate) async fn follow(
         if seen(Seen::Lost).is_break() {
             return Ok(None);
         }
-        updates = Ok(take_up(context, node, work, &deployment_id).await?);
+        updates = Ok(take_up(context, signatures, node, work, &deployment_id).await?);
         if seen(Seen::Back).is_break() {
             return Ok(None);
         }
@@ -141,13 +144,14 @@ pub(crate) async fn follow(
 /// Connects again and attaches to the work, or sends it again where the agent never saw it.
 async fn take_up(
     context: &Context,
+    signatures: &Arc<Signatures>,
     node: &NodeEntry,
     work: &Work,
     deployment_id: &str,
 ) -> Result<Updates<v1::DeployUpdate>, Failure> {
     let until = Instant::now() + TAKE_UP_TIME;
     loop {
-        let failure = match attach(context, node, work).await {
+        let failure = match attach(context, signatures, node, work).await {
             Ok(updates) => return Ok(updates),
             Err(failure) => failure,
         };
@@ -183,10 +187,11 @@ async fn take_up(
 
 async fn attach(
     context: &Context,
+    signatures: &Arc<Signatures>,
     node: &NodeEntry,
     work: &Work,
 ) -> Result<Updates<v1::DeployUpdate>, Failure> {
-    let client = NodeClient::connect(context, node).await?;
+    let client = NodeClient::connect_signing(context, node, signatures).await?;
     let request = v1::AttachRequest {
         deployment_id: String::new(),
         request_id: work.request_id().to_owned(),

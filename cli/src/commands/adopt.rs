@@ -87,6 +87,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         dry_run: args.dry_run,
     };
     let nodes = [node];
+    repository::open_key(context)?;
     let answers = client::ask(
         context,
         &nodes,

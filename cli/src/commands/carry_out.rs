@@ -3,12 +3,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use mcp_proto::v1;
 
-use super::file_lines;
+use super::{file_lines, repository};
 use crate::client::follow::{Seen, Work, follow};
+use crate::client::signing::Signatures;
 use crate::config::NodeEntry;
 use crate::context::Context;
 use crate::error::{Exit, Failure, Outcome};
@@ -105,6 +107,8 @@ pub(crate) async fn carry_out(
     manner: &Manner,
     progress: &Progress,
 ) -> Result<Vec<End>, Failure> {
+    repository::open_key(context)?;
+    let signatures = Signatures::new(&context.key, jobs.iter().map(|job| job.node.name.clone()));
     let under_way: RefCell<Vec<(String, String)>> = RefCell::new(Vec::new());
     let failed = Cell::new(false);
     let stops_at_failure = manner.at_once.is_some() && !manner.keep_going;
@@ -113,7 +117,7 @@ pub(crate) async fn carry_out(
             if stops_at_failure && failed.get() {
                 return None;
             }
-            let end = one(context, job, manner, progress, &under_way).await;
+            let end = one(context, &signatures, job, manner, progress, &under_way).await;
             if end.exit() != Exit::Done {
                 failed.set(true);
             }
@@ -155,6 +159,7 @@ pub(crate) async fn carry_out(
 
 async fn one(
     context: &Context,
+    signatures: &Arc<Signatures>,
     job: &Job<'_>,
     manner: &Manner,
     progress: &Progress,
@@ -197,7 +202,7 @@ async fn one(
             }
         }
     };
-    let followed = follow(context, job.node, &job.work, seen);
+    let followed = follow(context, signatures, job.node, &job.work, seen);
     let result = match context.timeout {
         None => followed.await,
         Some(limit) => match tokio::time::timeout(limit, followed).await {

@@ -314,7 +314,7 @@ async fn sync_first(context: &Context, args: &Args, placed: &[Placed<'_>]) -> Re
     if !behind {
         return Ok(());
     }
-    for answer in push::push(&repo, revision, standings).await? {
+    for answer in push::push(context, &repo, revision, standings).await? {
         match answer.result {
             Ok(pushed) if pushed.previous == revision.to_string() => {}
             Ok(_) => context.out.note(&format!(
@@ -367,6 +367,7 @@ fn services(
 
 async fn cancel(context: &Context, id: &str) -> Outcome {
     let placed = place::everywhere(context)?;
+    repository::open_key(context)?;
     let mut answers = client::ask(
         context,
         &placed,

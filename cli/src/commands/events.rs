@@ -1,5 +1,7 @@
 //! `mcp events`: the agents' logs of what happened, followed without loss or repeats.
 
+mod audit;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -26,7 +28,8 @@ use crate::output::times;
   mcp events                   the newest hundred
   mcp events -f                follow; a lost connection is taken up where it ended
   mcp events --since 2h metacrypt/api
-  mcp events -f -o jsonl | jq -r .message")]
+  mcp events -f -o jsonl | jq -r .message
+  mcp events --audit           who asked for what, signed by whom, and what came of it")]
 pub(crate) struct Args {
     /// Only about these
     #[arg(add = super::complete::targets(), value_name = "TARGET")]
@@ -48,6 +51,9 @@ pub(crate) struct Args {
     /// At most so many before following; 0 for none
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
     limit: u32,
+    /// Show the calls that changed something, or tried to, instead
+    #[arg(long, conflicts_with_all = ["targets", "follow", "since", "after"])]
+    audit: bool,
 }
 
 /// Waits between attempts to reach a lost node: soon at first, then every ten seconds.
@@ -86,6 +92,9 @@ pub(super) fn since(text: &str) -> Result<jiff::Timestamp, String> {
 
 /// Carries it out.
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
+    if args.audit {
+        return audit::run(context, args.limit).await;
+    }
     let placed = place::place(context, &args.targets).await?;
     if args.after > 0 && placed.len() > 1 {
         return Err(

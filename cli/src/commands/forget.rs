@@ -5,7 +5,7 @@ use mcp_spec::name::Target;
 use serde::Serialize;
 
 use super::place::{self, Placed};
-use super::rows;
+use super::{repository, rows};
 use crate::client;
 use crate::context::Context;
 use crate::error::Outcome;
@@ -42,6 +42,7 @@ struct Document {
 /// Carries it out.
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     let placed = place::place(context, &args.targets).await?;
+    repository::open_key(context)?;
     let answers = client::ask(
         context,
         &placed,

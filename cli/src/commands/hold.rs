@@ -4,7 +4,7 @@ use mcp_proto::v1;
 use mcp_spec::name::Target;
 
 use super::place::{self, Placed};
-use super::rows;
+use super::{repository, rows};
 use crate::client::{self, Answer};
 use crate::context::Context;
 use crate::error::{Failure, Outcome};
@@ -35,6 +35,7 @@ pub(crate) struct Args {
 /// Carries it out.
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     let placed = place::place(context, &args.targets).await?;
+    repository::open_key(context)?;
     let answers = client::ask(
         context,
         &placed,

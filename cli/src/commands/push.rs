@@ -255,10 +255,12 @@ pub(crate) fn commit(
 
 /// Pushes `revision` to the nodes that told their heads; the others' failures are passed on.
 pub(crate) async fn push(
+    context: &Context,
     repo: &DesiredRepo,
     revision: CommitId,
     standings: Vec<Answer<Standing>>,
 ) -> Result<Vec<Answer<Pushed>>, Failure> {
+    repository::open_key(context)?;
     // Nodes mostly stand at the same head: one pack serves them all.
     let mut packs: BTreeMap<Option<CommitId>, Arc<[u8]>> = BTreeMap::new();
     for answer in &standings {
@@ -292,6 +294,7 @@ pub(crate) async fn push(
             revision: revision.to_string(),
             pack_bytes: pack.len() as u64,
             request_id: new_request_id(),
+            pack_sha256: Vec::new(),
         };
         let previous = header.previous.clone();
         let result = bring(&standing.client, header, pack)

@@ -4,7 +4,7 @@ use mcp_proto::v1;
 use mcp_spec::name::Target;
 
 use super::place::{self, Placed};
-use super::{hold, rows};
+use super::{hold, repository, rows};
 use crate::client;
 use crate::context::Context;
 use crate::error::Outcome;
@@ -23,6 +23,7 @@ pub(crate) struct Args {
 /// Carries it out.
 pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     let placed = place::place(context, &args.targets).await?;
+    repository::open_key(context)?;
     let answers = client::ask(
         context,
         &placed,

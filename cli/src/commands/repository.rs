@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use mcp_cli::repo::{
     At, Changes, DesiredRepo, HistoryError, ManagedFiles, ReadError, Selection, git_signing_key,
@@ -52,10 +53,39 @@ pub(crate) fn open_if_there(context: &Context) -> Result<Option<DesiredRepo>, Fa
     open(context).map(Some)
 }
 
-/// The operator's key: `--key`, `[sign] key`, else what git is set up with.
-pub(crate) fn key(context: &Context, repo: Option<&DesiredRepo>) -> Result<SigningKey, Failure> {
-    match find(context, repo)? {
-        Some(source) => load(context, &source),
+/// The operator's key: `--key`, `[sign] key`, else what git is set up with. It is opened once a command;
+/// none where nobody names one.
+pub(crate) fn key_if_named(
+    context: &Context,
+    repo: Option<&DesiredRepo>,
+) -> Result<Option<Arc<SigningKey>>, Failure> {
+    if let Some(opened) = context.key.get() {
+        return Ok(opened.clone());
+    }
+    let opened = match find(context, repo)? {
+        Some(source) => Some(Arc::new(load(context, &source)?)),
+        None => None,
+    };
+    Ok(context.key.get_or_init(|| opened).clone())
+}
+
+/// Opens the operator's key for the requests that a command is about to sign: before any of them, since it
+/// may have to ask for a passphrase. Where nobody names a key, the agents say whether they want one.
+pub(crate) fn open_key(context: &Context) -> Result<(), Failure> {
+    if context.key.get().is_some() {
+        return Ok(());
+    }
+    let repo = open_if_there(context)?;
+    key_if_named(context, repo.as_ref()).map(|_| ())
+}
+
+/// The operator's key, as [`key_if_named`].
+pub(crate) fn key(
+    context: &Context,
+    repo: Option<&DesiredRepo>,
+) -> Result<Arc<SigningKey>, Failure> {
+    match key_if_named(context, repo)? {
+        Some(key) => Ok(key),
         None => Err(Failure::usage("there is no signing key")
             .cause("neither --key nor [sign] key of mcp.toml nor git's user.signingkey names one")
             .hint("give one: --key ~/.ssh/id_ed25519")),

@@ -109,7 +109,7 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
     let answers = {
         let progress = context.out.progress();
         let _spinner = progress.spin("pushing");
-        push::push(&repo, revision, standings).await?
+        push::push(context, &repo, revision, standings).await?
     };
     let exit = Exit::over_nodes(answers.iter().map(|answer| match &answer.result {
         Ok(_) => Exit::Done,

@@ -31,7 +31,9 @@ fn signer_of_one_service_signs_for_it_and_for_nothing_else() {
 
         // Bob's own service, through the command and through git, which verifies it with the same file.
         fleet.edit(&format!("services/{name}.toml"), "busybox:v1", "busybox:v2");
+        fleet.log_in(name, "bob", "operator").unwrap();
         fleet.mcp(&["--key", &bob, "sync"]).ok();
+        fleet.log_in(name, "alice", "admin").unwrap();
         let commit = commit_by_git(&fleet, &bob, name, "v3");
         fleet.mcp(&["sync"]).ok();
         assert_eq!(head(&fleet, name), commit);
@@ -161,6 +163,7 @@ fn neither_the_last_owner_nor_ones_own_key_is_removed_unawares() {
         // From now on alice signs nothing, and bob everything.
         fleet.edit(&format!("services/{name}.toml"), "busybox:v1", "busybox:v2");
         fleet.mcp(&["sync"]).exits(7);
+        fleet.log_in(name, "bob", "operator").unwrap();
         fleet.mcp(&["--key", &bob, "sync"]).ok();
         assert_eq!(head(&fleet, name), fleet.git(&["rev-parse", "HEAD"]));
     });

@@ -164,6 +164,7 @@ pub(super) fn lost_owner_key_is_replaced_out_of_band_and_nothing_stops(lane: Lan
     fs::remove_file(fleet.key()).unwrap();
     let new = new_key(&fleet, "alice-new");
     let public = format!("{new}.pub");
+    fleet.git(&["config", "user.signingkey", &new]);
     fleet
         .mcp(&["--key", &new, "trust", "add", &public, "--owner"])
         .exits(7);
@@ -183,7 +184,10 @@ pub(super) fn lost_owner_key_is_replaced_out_of_band_and_nothing_stops(lane: Lan
     let begun = text(&begun.ok().json(), "revision").to_owned();
     // Nobody takes it merely because it is there.
     let refused = fleet.mcp(&["sync"]).exits(7);
-    assert!(said(&refused).contains("does not name"), "{refused}");
+    assert!(
+        said(&refused).contains("not among the signers"),
+        "{refused}"
+    );
     assert_eq!(head(&fleet, name), old_head);
 
     let handed = hand_over(&fleet, name, &new);
@@ -208,6 +212,8 @@ pub(super) fn lost_owner_key_is_replaced_out_of_band_and_nothing_stops(lane: Lan
     assert_eq!(running(&fleet, name), before);
     fleet.mcp(&["sync"]).ok();
     assert_eq!(head(&fleet, name), begun);
+    // From here on the request's signer is one of the head's, and the token has to be the same person's.
+    fleet.log_in(name, "alice-new", "admin").unwrap();
     let shown = agent(&fleet, name, &["trust", "show"]).ok();
     assert!(shown.stdout.contains(&fingerprint(&new)), "{shown}");
     agent(&fleet, name, &["check"]).ok();

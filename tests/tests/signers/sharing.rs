@@ -47,7 +47,9 @@ fn limited_signer_joins_another_services_network_only_where_owners_list_it() {
         fleet.mcp(&["--key", &bob, "sync"]).exits(7);
         fleet.git(&["add", ".mcp"]);
         fleet.git(&["commit", "--quiet", "-S", "-m", "shared", "--", ".mcp"]);
+        fleet.log_in(name, "bob", "operator").unwrap();
         fleet.mcp(&["--key", &bob, "deploy", name]).ok();
+        fleet.log_in(name, "alice", "admin").unwrap();
         let node = fleet.node(name);
         let container = node.engine().inspect(&format!("{name}-api")).unwrap();
         let networks = container.unwrap().network_settings.unwrap().networks;

@@ -281,6 +281,8 @@ async fn the_audit_tells_who_asked_for_what() {
         seq,
         at: time(1),
         who: "kyle".to_owned(),
+        token: "jti".to_owned(),
+        signer: "kyle SHA256:x".to_owned(),
         method: "Deploy".to_owned(),
         target: "shop".to_owned(),
         from: "127.0.0.1:1".to_owned(),

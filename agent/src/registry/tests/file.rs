@@ -38,7 +38,7 @@ async fn a_newer_schema_is_refused_and_left_alone() {
     match Registry::open(&fixture.path()) {
         Err(OpenError::NewerSchema {
             found: 99,
-            known: 5,
+            known: 6,
             ..
         }) => {}
         other => panic!("{other:?}"),

@@ -82,6 +82,7 @@ impl World {
     async fn deploy(&self, services: &[&str], id: &str) -> Result<Vec<(String, String)>, Status> {
         let mut request = Request::new(deploy(services, id));
         request.extensions_mut().insert(Identity {
+            token_id: "1".to_owned(),
             subject: "alice".to_owned(),
             role: Role::Admin,
             services: None,

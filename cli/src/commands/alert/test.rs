@@ -5,7 +5,7 @@ use mcp_spec::name::NodeName;
 use serde::Serialize;
 
 use crate::client;
-use crate::commands::{node, rows};
+use crate::commands::{node, repository, rows};
 use crate::context::Context;
 use crate::error::Outcome;
 use crate::output::json::some;
@@ -35,6 +35,7 @@ struct Document {
 /// Carries it out.
 pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let nodes = node::named(context, &args.names)?;
+    repository::open_key(context)?;
     let answers = client::ask(
         context,
         &nodes,

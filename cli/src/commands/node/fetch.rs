@@ -5,7 +5,7 @@ use mcp_spec::name::NodeName;
 use serde::Serialize;
 
 use crate::client;
-use crate::commands::rows;
+use crate::commands::{repository, rows};
 use crate::context::Context;
 use crate::error::Outcome;
 use crate::output::json::some;
@@ -34,6 +34,7 @@ struct Document {
 /// Carries it out.
 pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     let nodes = super::named(context, &args.names)?;
+    repository::open_key(context)?;
     let answers = client::ask(
         context,
         &nodes,

@@ -219,7 +219,7 @@ pub(super) async fn carry_out(
     let answers = {
         let progress = context.out.progress();
         let _spinner = progress.spin("pushing");
-        push::push(&signers.repo, revision, standings).await?
+        push::push(context, &signers.repo, revision, standings).await?
     };
     if context.out.is_table() {
         sync::tell(context, &signers.repo, &revision.to_string(), &answers)?;
