@@ -1,5 +1,6 @@
 //! Deployments over the scripted engine, a real registry and real revisions.
 
+mod back;
 mod convergence;
 mod faults;
 mod invariants;

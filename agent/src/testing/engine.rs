@@ -59,6 +59,8 @@ struct State {
     /// Containers that it will never start.
     stuck: BTreeSet<ContainerId>,
     starts: u32,
+    /// Starts that should not have been.
+    mishaps: Vec<String>,
     /// A field that a start changes, whatever was asked for.
     odd: Option<(String, String)>,
 }
@@ -68,6 +70,19 @@ impl State {
         let named =
             |live: &&LiveContainer| live.id.as_str() == id_or_name || live.name == id_or_name;
         Some(self.containers.values().find(named)?.id.clone())
+    }
+
+    /// What would be wrong with the start of a container that does not run.
+    fn mishap(&self, id: &ContainerId) -> Option<String> {
+        let live = self.containers.get(id)?;
+        let key = live.claimed_key()?;
+        let mut others = self.containers.values().filter(|other| other.id != *id);
+        if others.any(|other| other.state.is_running() && other.claimed_key() == Some(key.clone()))
+        {
+            return Some(format!("two generations of {key} ran"));
+        }
+        let is_job = self.specs.get(id).is_some_and(|spec| spec.kind.is_job());
+        (is_job && live.started_at.is_some()).then(|| format!("the job {key} ran twice"))
     }
 
     fn is_taken(&self, name: &str) -> bool {
@@ -272,6 +287,12 @@ impl ScriptedEngine {
     pub fn stick(&self, id: &ContainerId) {
         self.exit(id.as_str(), 128, Timestamp::UNIX_EPOCH, true);
         self.state().stuck.insert(id.clone());
+    }
+
+    /// What went wrong meanwhile: two generations of a component that ran, a job that ran twice.
+    #[must_use]
+    pub fn mishaps(&self) -> Vec<String> {
+        self.state().mishaps.clone()
     }
 
     /// How often a call was made (`list`, `inspect`, `start`, …).

@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use mcp_spec::component::Network;
+use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerId, LiveContainer, label};
 use mcp_spec::plan::{ActionKind, ServicePlan};
 
 use super::super::images::keep_tag;
+use super::super::stage::Staging;
 use crate::registry::{DeployedRow, Outcome, Registry, Trigger};
 use crate::testing::ScriptedEngine;
 
@@ -24,6 +26,9 @@ pub(super) struct Picture {
     tags: BTreeSet<String>,
     tags_to_keep: BTreeSet<String>,
     staged: BTreeSet<String>,
+    /// Files that are not what the registered spec says.
+    other_files: Vec<String>,
+    mishaps: Vec<String>,
 }
 
 impl Picture {
@@ -32,6 +37,8 @@ impl Picture {
         let (networks, volumes) = engine.belongings();
         let kept = registry.images_to_keep().await.unwrap();
         Self {
+            other_files: rows.iter().flat_map(|row| other_files(row, dir)).collect(),
+            mishaps: engine.mishaps(),
             containers: engine.containers(),
             rows: rows.into_iter().map(|row| (row.key.clone(), row)).collect(),
             storage: engine.storage(),
@@ -64,6 +71,21 @@ impl Picture {
             .filter(|live| !live.labels.contains_key(label::NODE))
             .collect()
     }
+}
+
+/// The files of a component that are not what its spec says.
+fn other_files(row: &DeployedRow, dir: &Path) -> Vec<String> {
+    let paths = Staging::new(dir).paths(&row.key, row.generation, &row.spec.files);
+    let is_other = |path: &Path, digest: Digest| {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        Digest::of(&bytes) != digest
+    };
+    row.spec
+        .files
+        .iter()
+        .filter(|(target, file)| is_other(&paths[*target], file.digest))
+        .map(|(target, _)| format!("{} of {}", target, row.key))
+        .collect()
 }
 
 /// The generations whose files are staged, as `service/component/gN`.
@@ -180,6 +202,9 @@ pub(super) fn broken(
     );
     let strange = before.strangers() == after.strangers();
     check(strange, "a foreign container was touched".to_owned());
+    for what in after.mishaps.iter().chain(&after.other_files) {
+        check(false, what.clone());
+    }
     leftovers(before, after, &mut check);
     outcomes(before, after, plan, outcome, &mut check);
     wrong

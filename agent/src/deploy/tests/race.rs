@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mcp_spec::observed::LiveContainer;
 use tokio::time::sleep;
 
 use super::super::{Cancelled, Ended, Feed, SubmitError, Taken};
@@ -100,12 +101,8 @@ fn restart_that_was_planned_before_a_stop_starts_nothing() {
         agent.operate(Op::Stop).await;
         let ended = agent.carry_out(restart).await.unwrap();
         assert_eq!(ended.row.outcome, Some(Outcome::Aborted));
-        assert!(
-            node.engine
-                .containers()
-                .iter()
-                .all(|live| !live.state.is_running())
-        );
+        let runs = |live: &LiveContainer| live.state.is_running();
+        assert!(!node.engine.containers().iter().any(runs));
         agent.kill().await;
     });
 }
@@ -292,6 +289,26 @@ fn the_restart_policy_starts_neither_what_is_stopped_nor_what_was_replaced() {
         registry.set_stop(keys, None, Vec::new()).await.unwrap();
         let revived = revive(web.container.clone()).await;
         assert!(matches!(revived, Revived::Running(_)));
+        agent.kill().await;
+    });
+}
+
+#[test]
+fn a_stop_stops_what_was_started_since_it_was_planned() {
+    on_a_node(|node, agent| async move {
+        let web = deployed(&agent, "web").await;
+        let id = web.container.as_str();
+        node.engine.exit(id, 1, jiff::Timestamp::UNIX_EPOCH, false);
+        let stop = agent.submission(Op::Stop, "").await;
+        let revive = Revive {
+            key: web.key.clone(),
+            container: web.container.clone(),
+        };
+        let revived = agent.deployer.revive(revive).await;
+        assert!(matches!(revived, Revived::Running(_)));
+        agent.carry_out(stop).await;
+        let runs = |live: &LiveContainer| live.state.is_running();
+        assert!(!node.engine.containers().iter().any(runs));
         agent.kill().await;
     });
 }

@@ -192,6 +192,11 @@ impl Runtime for ScriptedEngine {
         }
         let started_at = Timestamp::UNIX_EPOCH + Duration::from_secs((state.starts + 1).into());
         let state = &mut *state;
+        let runs = |live: &LiveContainer| live.state.is_running();
+        if !state.containers.get(id).is_some_and(runs) {
+            let mishap = state.mishap(id);
+            state.mishaps.extend(mishap);
+        }
         let Some(live) = state.containers.get_mut(id) else {
             return Err(RuntimeError::NotFound {
                 what: format!("container {id}"),
