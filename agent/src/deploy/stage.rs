@@ -397,3 +397,6 @@ fn give(path: &Path, file: &FileMount) -> Result<(), StageError> {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

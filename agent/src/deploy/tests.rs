@@ -9,3 +9,4 @@ mod race;
 mod scenarios;
 mod stuck;
 mod sweep;
+mod sweeping;

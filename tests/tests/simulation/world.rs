@@ -92,7 +92,9 @@ impl World {
                 BTreeMap::new(),
                 true,
             );
-            drop(engine.run(&mut state, &stranger));
+            if dice.chance(500) {
+                drop(engine.run(&mut state, &stranger));
+            }
             // Labels are hints, no authority: this one is another node's.
             let labels = BTreeMap::from([
                 (label::NODE.to_owned(), "elsewhere".to_owned()),

@@ -78,6 +78,22 @@ fn newer_deployment_supersedes_one_before_the_line() {
 }
 
 #[test]
+fn newer_deployment_supersedes_no_other_components() {
+    on_a_node(|node, agent| async move {
+        node.engine.lose_image("localhost/api:v2");
+        node.engine.hold_pulls(true);
+        let first = submit(&agent, Op::DeployOne("api")).await;
+        reaches(&first, "pulling").await;
+        let second = submit(&agent, Op::DeployOne("web")).await;
+        node.engine.hold_pulls(false);
+        for feed in [first, second] {
+            assert_eq!(end(&feed).await.row.outcome, Some(Outcome::Deployed));
+        }
+        agent.kill().await;
+    });
+}
+
+#[test]
 fn newer_deployment_queues_behind_one_that_has_crossed_the_line() {
     on_a_node(|_node, agent| async move {
         let first = submit(&agent, Op::Deploy).await;
@@ -289,6 +305,25 @@ fn the_restart_policy_starts_neither_what_is_stopped_nor_what_was_replaced() {
         registry.set_stop(keys, None, Vec::new()).await.unwrap();
         let revived = revive(web.container.clone()).await;
         assert!(matches!(revived, Revived::Running(_)));
+        agent.kill().await;
+    });
+}
+
+#[test]
+fn the_restart_policy_starts_nothing_during_a_deployment() {
+    on_a_node(|node, agent| async move {
+        let web = deployed(&agent, "web").await;
+        let feed = submit(&agent, Op::Deploy).await;
+        reaches(&feed, "starting").await;
+        node.engine
+            .exit(web.container.as_str(), 1, jiff::Timestamp::UNIX_EPOCH, true);
+        let revive = Revive {
+            key: web.key,
+            container: web.container,
+        };
+        let revived = agent.deployer.revive(revive).await;
+        assert!(matches!(revived, Revived::NotNow));
+        end(&feed).await;
         agent.kill().await;
     });
 }

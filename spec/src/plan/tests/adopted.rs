@@ -164,8 +164,18 @@ fn a_live_value_that_is_not_the_wanted_one_leads_to_a_replacement() {
         world.kind(&world.deploy(), "web"),
         Some(ActionKind::Replace)
     );
-    // And so does anything else that is new.
+    // And so does a value beside it that nobody wants.
     spec.resources.memory_bytes = Some(512 << 20);
+    let mut other = enlarged();
+    other.wants("web", spec.clone());
+    if let Some(Observed::Present(live)) = other.observed.get_mut(&key("web")) {
+        live.fields.insert("pids".to_owned(), "7".to_owned());
+    }
+    assert_eq!(
+        other.kind(&other.deploy(), "web"),
+        Some(ActionKind::Replace)
+    );
+    // And so does anything else that is new.
     spec.env.insert("NEW".to_owned(), "1".to_owned());
     world.wants("web", spec);
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use super::super::*;
 use super::changed;
-use super::world::{EXITED, World, action, key, revision, service, shop, target};
+use super::world::{EXITED, RUNNING, World, action, key, revision, service, shop, target};
 use crate::definition::{DefinitionFile, compile};
 use crate::observed::ContainerState;
 use crate::samples;
@@ -441,6 +441,23 @@ fn an_active_service_is_started_again_also_by_the_agent_and_at_its_new_spec() {
 }
 
 #[test]
+fn from_what_cannot_be_seen_nothing_follows() {
+    let mut world = settled();
+    world.cannot_see("web");
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert!(auto.is_noop());
+    world.observed.remove(&key("web"));
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert_eq!(world.kind(&auto, "web"), Some(ActionKind::None));
+    // Its old container may be there, and is in the way of a new one.
+    world.wants("web", changed(&component("")));
+    assert_eq!(
+        world.kind(&world.deploy(), "web"),
+        Some(ActionKind::Replace)
+    );
+}
+
+#[test]
 fn what_ended_by_itself_is_left_to_its_restart_policy_by_the_agent() {
     let mut world = settled();
     world.sees("web", EXITED);
@@ -459,12 +476,20 @@ fn jobs_run_in_a_deploy_that_changes_them_and_otherwise_only_where_asked() {
     world.apply(&world.deploy());
     assert!(world.deploy().is_noop());
     let of_shop = BTreeSet::from([service()]);
-    for plan in [
-        world.lifecycle(|input| plan_start(input, &of_shop)),
-        world.lifecycle(|input| plan_restart(input, &of_shop)),
-    ] {
-        assert_eq!(world.kind(&plan, "web"), Some(ActionKind::None));
+    let ended = world.observed.clone();
+    for is_gone in [false, true] {
+        world.sees("web", RUNNING);
+        if is_gone {
+            world.observed.insert(key("web"), Observed::Absent);
+        }
+        for plan in [
+            world.lifecycle(|input| plan_start(input, &of_shop)),
+            world.lifecycle(|input| plan_restart(input, &of_shop)),
+        ] {
+            assert_eq!(world.kind(&plan, "web"), Some(ActionKind::None));
+        }
     }
+    world.observed = ended;
     world.wants("web", changed(&job));
     let back = world.plan(Purpose::Rollback, Some(&shop()), Options::default());
     assert_eq!(world.kind(&back, "web"), Some(ActionKind::None));
