@@ -550,6 +550,7 @@ impl Engine {
         state.epoch += 1;
         *self.events.lock().unwrap() = broadcast::channel(256).0;
         if with_containers {
+            self.model.taken_down(&state);
             let ids: Vec<ContainerId> = state.containers.keys().cloned().collect();
             for id in ids {
                 self.end(&mut state, &id, 137);

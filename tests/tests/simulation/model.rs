@@ -140,6 +140,8 @@ struct Known {
     generations: BTreeMap<ComponentKey, u64>,
     job_starts: BTreeMap<(String, ComponentKey), u32>,
     series: BTreeMap<ContainerId, Series>,
+    /// What the engine or the host took down: bringing it back is no restart in a row.
+    taken_down: BTreeSet<ContainerId>,
     /// Starts that the restart policy has asked for.
     reviving: BTreeSet<ContainerId>,
     repairs: BTreeMap<ComponentKey, Repairs>,
@@ -289,6 +291,12 @@ impl Model {
                 open.harmed.insert(key.component.clone());
             }
         }
+    }
+
+    /// The engine goes away, and all that runs with it.
+    pub(crate) fn taken_down(&self, state: &State) {
+        let ids = state.containers.keys().cloned();
+        self.known().taken_down.extend(ids);
     }
 
     /// A container ended by itself.
@@ -477,7 +485,8 @@ impl Model {
                 ));
             }
         }
-        if !known.reviving.remove(id) {
+        let is_brought_back = known.taken_down.remove(id);
+        if !known.reviving.remove(id) || is_brought_back {
             return;
         }
         let now = Instant::now();

@@ -529,7 +529,9 @@ impl Model {
                 before.is_some_and(|before| before.container == container.live.id)
             });
             let in_vain = open.made(container) && !open.is_beyond_the_line();
-            let is_left = registered.is_some_and(|of| *of != container.live.id)
+            // Before the line it had nothing to clear away but what it made.
+            let is_left = open.is_beyond_the_line()
+                && registered.is_some_and(|of| *of != container.live.id)
                 && (is_before || open.made(container));
             if in_vain || is_left {
                 self.trace.violation(format!(
