@@ -256,6 +256,16 @@ impl Statement {
     }
 }
 
+/// Whether a token's subject and a signer's principal are one person, where nobody said so otherwise: they are
+/// equal, or the principal is the subject's mail address.
+#[must_use]
+pub fn is_same_person(subject: &str, principal: &str) -> bool {
+    subject == principal
+        || principal
+            .split_once('@')
+            .is_some_and(|(local, _)| local == subject)
+}
+
 /// A digest of 64 hexadecimal digits.
 fn digest(hex: &str) -> Option<Digest> {
     format!("sha256:{hex}").parse().ok()
@@ -333,6 +343,22 @@ mod tests {
             Statement::parse(&long),
             Err(StatementError::TooLarge { .. })
         ));
+    }
+
+    #[test]
+    fn a_subject_is_its_principal_or_the_mail_address() {
+        assert!(is_same_person("alice", "alice"));
+        assert!(is_same_person("alice", "alice@example.net"));
+        assert!(is_same_person("alice@example.net", "alice@example.net"));
+        for (subject, principal) in [
+            ("alice", "bob"),
+            ("alic", "alice@example.net"),
+            ("alice@example.net", "alice"),
+            ("alice@example.org", "alice@example.net"),
+            ("", "alice"),
+        ] {
+            assert!(!is_same_person(subject, principal), "{subject} {principal}");
+        }
     }
 
     #[test]

@@ -83,8 +83,14 @@ fn a_token_alone_changes_nothing(lane: Lane) {
         fleet.mcp(&["--key", other, "stop", "thief-shop"]),
         "not among the signers",
     );
-    // Nor with one person's token and another's key.
-    fleet.log_in("thief", "bob", "operator").unwrap();
+    // Nor with one person's token and another's key, which `login` tells beforehand.
+    let bob = fleet.token("thief", "bob", "operator").unwrap();
+    let login = ["login", "--node", "thief", "--token-stdin"];
+    fleet
+        .mcp_with(&login, Some(&bob))
+        .unwrap()
+        .ok()
+        .says("is called bob: they are alice");
     refused(
         fleet.mcp(&["--key", key.trim(), "stop", "thief-shop"]),
         "the token is bob's",

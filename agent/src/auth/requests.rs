@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use mcp_spec::image::Digest;
 use mcp_spec::name::{NodeName, ServiceName};
-use mcp_spec::request::{Statement, StatementError, UncoveredError};
+use mcp_spec::request::{Statement, StatementError, UncoveredError, is_same_person};
 use mcp_spec::revision::CommitId;
 use mcp_spec::signature::{
     AllowedSigners, DeniedKeys, OwnerKeys, REQUEST_NAMESPACE, SignatureError, fingerprint,
@@ -220,17 +220,11 @@ pub fn verify(
     })
 }
 
-/// Whether the token's subject is the key's principal: by the node owner's word where there is one, else
-/// where they are equal, or the principal is the subject's mail address.
+/// Whether the token's subject is the key's principal: by the node owner's word where there is one.
 fn is_principal(subject: &str, principal: &str, principals: &BTreeMap<String, String>) -> bool {
     match principals.get(subject) {
         Some(mapped) => mapped == principal,
-        None => {
-            subject == principal
-                || principal
-                    .split_once('@')
-                    .is_some_and(|(local, _)| local == subject)
-        }
+        None => is_same_person(subject, principal),
     }
 }
 

@@ -2,10 +2,13 @@
 
 use std::io::Read as _;
 
-use super::whoami;
+use mcp_spec::request::is_same_person;
+
+use super::{repository, whoami};
 use crate::client::token::{self, Token};
 use crate::context::Context;
 use crate::error::{Exit, Failure, Outcome};
+use crate::output::clean;
 use crate::output::style::{self, green};
 
 /// Keep a bearer token, for all nodes or for those of --node
@@ -57,5 +60,34 @@ pub(crate) async fn run(context: &Context, _: Args) -> Outcome {
             path.display()
         ));
     }
+    warn_of_another_name(context, &token);
     Ok(Exit::Done)
+}
+
+/// Says so where no signer of the repository goes by the name of the token's subject: the agents would take
+/// nothing that changes something with it, unless their owners mapped the name.
+fn warn_of_another_name(context: &Context, token: &Token) {
+    let Ok(Some(repo)) = repository::open_if_there(context) else {
+        return;
+    };
+    let Some(claims) = token.claims() else {
+        return;
+    };
+    let (Some(subject), Some(names)) = (claims.sub, repository::principals(&repo)) else {
+        return;
+    };
+    let only_looks = claims.roles.iter().all(|role| role == "viewer");
+    if only_looks || names.is_empty() || names.iter().any(|name| is_same_person(&subject, name)) {
+        return;
+    }
+    context.out.warn(&format!(
+        "no signer of {} is called {}: they are {}",
+        repo.dir().display(),
+        clean::line(&subject),
+        clean::line(&names.join(", ")),
+    ));
+    context.out.hint(
+        "take a token for one of them, or have the nodes' owners map the name in [trust.principals]; \
+         else they refuse what changes something",
+    );
 }

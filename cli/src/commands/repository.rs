@@ -259,6 +259,13 @@ pub(crate) fn signer_name(repo: &DesiredRepo, key: &SigningKey) -> Option<String
         .map(|signer| signer.principal.clone())
 }
 
+/// The principals of the working tree's signers; none where they cannot be read.
+pub(crate) fn principals(repo: &DesiredRepo) -> Option<Vec<String>> {
+    let text = std::fs::read(repo.dir().join(ALLOWED_SIGNERS_PATH)).ok()?;
+    let signers = AllowedSigners::parse_bytes(&text).ok()?;
+    Some(signers.iter().map(|one| one.principal.clone()).collect())
+}
+
 /// The full id of what git takes for a revision; one that only the nodes may know is passed on.
 pub(crate) fn revision_id(context: &Context, rev: &str) -> Result<String, Failure> {
     let hexadecimal = (4..=40).contains(&rev.len()) && rev.bytes().all(|b| b.is_ascii_hexdigit());

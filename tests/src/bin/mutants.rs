@@ -290,6 +290,8 @@ impl Bench {
             .env("MCP_SIM_SEEDS", self.seeds.to_string())
             .env("MCP_SIM_FAILURES", "1")
             .env("RUST_BACKTRACE", "0")
+            // A mutant's failures are no cases for later.
+            .env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "true")
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output.try_clone()?)
