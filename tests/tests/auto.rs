@@ -266,7 +266,11 @@ fn the_last_good_spec_comes_back_and_the_quarantined_is_not_tried_again(lane: La
     auto.writes("v3", "ready_for = \"1s\"\n");
     auto.fleet.mcp(&["sync"]).ok();
     auto.is_told("deployment", &["firing", "recovered"]);
-    assert_eq!(version(auto.engine, &name), "v3");
+    eventually("the next spec runs", Duration::from_secs(60), || {
+        let runs = is_running(auto.engine, &name) && version(auto.engine, &name) == "v3";
+        Ok(runs.then_some(()))
+    })
+    .unwrap();
 }
 
 fn what_is_held_comes_back_as_it_is_held(lane: Lane) {
