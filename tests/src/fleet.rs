@@ -552,6 +552,20 @@ impl Fleet {
         )
     }
 
+    /// As [`Fleet::mcp`], with these variables in its environment.
+    ///
+    /// # Panics
+    ///
+    /// Where it cannot be started or does not end.
+    #[must_use]
+    #[track_caller]
+    pub fn mcp_under(&self, variables: &[(&str, &str)], args: &[&str]) -> Output {
+        let mut command = self.command(&binaries().mcp);
+        command.args(args).envs(variables.iter().copied());
+        answer(&mut command, format!("mcp {}", args.join(" ")), None)
+            .expect("the binary under test can be started and ends")
+    }
+
     /// Runs `mcp` with `-o json` and gives what it printed, whatever its exit code.
     ///
     /// # Panics

@@ -82,8 +82,8 @@ pub enum RequestError {
     #[error("the request's signature does not count")]
     Signature(#[from] SignatureError),
     /// The statement is about another call.
-    #[error("the request is not what was signed: {0}")]
-    Uncovered(#[from] UncoveredError),
+    #[error("the request does not count: {0}")]
+    Uncovered(UncoveredError),
     /// The key is denied on this node.
     #[error("the request is signed by {fingerprint}, a key that is denied on this node")]
     Denied {
@@ -210,7 +210,9 @@ pub fn verify(
             });
         }
     };
-    statement.covers(call.node, call.method, call.message, call.now)?;
+    statement
+        .covers(call.node, call.method, call.message, call.now)
+        .map_err(RequestError::Uncovered)?;
     Ok(Signed {
         principal,
         fingerprint,

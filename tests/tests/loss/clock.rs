@@ -111,7 +111,7 @@ pub(super) fn clock_that_is_years_off_touches_nothing_and_delays_nothing(lane: L
         fleet.mcp(&["list"]).ok();
     }
 
-    // Work goes on at a wrong time, with a token of that time.
+    // Work goes on at a wrong time, with a token and a request of that time.
     clock.set_off(TEN_YEARS);
     let issued = {
         let node = fleet.node(name);
@@ -130,7 +130,13 @@ pub(super) fn clock_that_is_years_off_touches_nothing_and_delays_nothing(lane: L
     };
     log_in(&issued);
     let before = running(&fleet, name);
-    deploy_version(&fleet, name, "v1", "v2");
+    fleet.edit(&format!("services/{name}.toml"), "busybox:v1", "busybox:v2");
+    fleet
+        .mcp(&["deploy", name])
+        .exits(7)
+        .says("compare the clocks");
+    assert_eq!(running(&fleet, name), before);
+    fleet.mcp_under(&clock.variables(), &["deploy", name]).ok();
     assert!(running(&fleet, name).keys().eq(before.keys()));
     // The order of what happened is that of the events' numbers.
     let after = running(&fleet, name);
