@@ -502,6 +502,11 @@ pub async fn run(
     {
         tracing::warn!("work was still under way; the next start takes it up");
     }
+    // Whoever copies or moves a stopped agent's registry has all of it in the one file.
+    let registry = agent.registry.clone();
+    if let Err(error) = blocking::blocking(move || registry.checkpoint()).await {
+        tracing::warn!(%error, "the registry's newest writes stay in its write-ahead log");
+    }
     ended
 }
 

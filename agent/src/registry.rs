@@ -169,6 +169,22 @@ impl Registry {
         }
     }
 
+    /// Moves what stands in the write-ahead log into the one file, and empties the log. Blocking, for at
+    /// most as long as a statement waits for a lock.
+    ///
+    /// # Errors
+    ///
+    /// Where SQLite fails, or a reader holds the log for too long; then the log still has all of it.
+    pub fn checkpoint(&self) -> Result<(), RegistryError> {
+        let connection = open::reading(&self.shared.path)?;
+        let is_busy: bool =
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if is_busy {
+            return Err(RegistryError::Locked);
+        }
+        Ok(())
+    }
+
     /// The registry's file.
     #[must_use]
     pub fn path(&self) -> &Path {

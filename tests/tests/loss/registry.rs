@@ -121,6 +121,12 @@ fn registry_that_was_set_back_takes_over_what_runs() {
         let mut fleet = deployed(lane, name);
         fleet.node_mut(name).terminate().unwrap();
         let data = fleet.node(name).data_dir();
+        // A stopped agent's registry is whole in its one file.
+        let log = fs::metadata(data.join("mcp.db-wal")).map_or(0, |log| log.len());
+        assert_eq!(
+            log, 0,
+            "the write-ahead log has nothing that the file lacks"
+        );
         let old = fs::read(data.join("mcp.db")).unwrap();
         fleet.node_mut(name).serve().unwrap();
         deploy_version(&fleet, name, "v1", "v2");

@@ -103,6 +103,23 @@ fn a_missing_directory_is_an_error() {
 }
 
 #[tokio::test]
+async fn checkpoint_leaves_all_in_the_one_file_while_clones_live() {
+    let fixture = Fixture::new();
+    let registry = fixture.registry.clone();
+    registry.remember("node", "rift".to_owned()).await.unwrap();
+    assert!(registry.remembered("node").await.unwrap().is_some());
+    let mut log = registry.path().as_os_str().to_owned();
+    log.push("-wal");
+    assert!(std::fs::metadata(&log).unwrap().len() > 0);
+    registry.checkpoint().unwrap();
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
+    let alone = fixture.registry.path().with_extension("alone");
+    std::fs::copy(registry.path(), &alone).unwrap();
+    let alone = Registry::open(&alone).unwrap();
+    assert!(alone.remembered("node").await.unwrap().is_some());
+}
+
+#[tokio::test]
 async fn a_failing_call_spoils_no_other_of_its_group() {
     let fixture = Fixture::new();
     let registry = &fixture.registry;
