@@ -50,6 +50,18 @@ impl LockError {
             }
         }
     }
+
+    /// The mend where a command wants the data directory for itself.
+    #[must_use]
+    pub(crate) fn hint_for_command(&self) -> String {
+        match self {
+            Self::Held { .. } => {
+                "stop the agent first (systemctl stop mcp-agent): containers go on running"
+                    .to_owned()
+            }
+            Self::Open { .. } => self.hint(),
+        }
+    }
 }
 
 /// The lock; dropping it lets the data directory go.

@@ -139,11 +139,7 @@ impl RestoreError {
                 "to replace it write --force: what is there is moved aside, not removed".to_owned()
             }
             Self::OtherNode { .. } => "give another --config: one folder, one node".to_owned(),
-            Self::Lock(LockError::Held { .. }) => {
-                "stop the agent first (systemctl stop mcp-agent): containers go on running"
-                    .to_owned()
-            }
-            Self::Lock(error) => error.hint(),
+            Self::Lock(error) => error.hint_for_command(),
             Self::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 "make room on that disk, then restore again".to_owned()
             }

@@ -60,11 +60,7 @@ impl TrustError {
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
-            Self::Lock(LockError::Held { .. }) => {
-                "stop the agent first (systemctl stop mcp-agent): containers go on running"
-                    .to_owned()
-            }
-            Self::Lock(error) => error.hint(),
+            Self::Lock(error) => error.hint_for_command(),
             Self::Roots(error) => error.hint(),
             Self::Confirm(error) => error.hint(),
             Self::OpenRegistry(_) => {

@@ -74,18 +74,25 @@ impl Lane {
     pub fn shared(self) -> &'static Engine {
         static ENGINES: [OnceLock<Engine>; 3] = [OnceLock::new(), OnceLock::new(), OnceLock::new()];
         ENGINES[self as usize].get_or_init(|| {
-            let engine = Engine::start(self).unwrap_or_else(|error| {
-                panic!("the lane {} has no engine: {error:#}", self.name())
-            });
-            for version in BUSYBOX_VERSIONS {
-                engine
-                    .import_version(&format!("{BUSYBOX}:{version}"), version, "busybox", &[])
-                    .unwrap_or_else(|error| {
-                        panic!("the lane {} has no images: {error:#}", self.name())
-                    });
-            }
-            engine
+            Engine::with_images(self)
+                .unwrap_or_else(|error| panic!("the lane {} has no engine: {error:#}", self.name()))
         })
+    }
+
+    /// An engine that nobody else uses, in whose network this thread is from now on. It lives as long as
+    /// the process.
+    ///
+    /// # Panics
+    ///
+    /// As [`Lane::shared`].
+    #[must_use]
+    pub fn alone(self) -> &'static Engine {
+        let engine = Engine::with_images(self)
+            .unwrap_or_else(|error| panic!("the lane {} has no engine: {error:#}", self.name()));
+        engine
+            .enter()
+            .expect("the network namespace of a started engine can be entered");
+        Box::leak(Box::new(engine))
     }
 
     /// Runs a test of this lane, in the network of its shared engine.
@@ -107,6 +114,21 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Starts an engine that has the images of the tests.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::start`] and [`Engine::import_version`].
+    pub fn with_images(lane: Lane) -> Result<Engine> {
+        let engine = Engine::start(lane)?;
+        for version in BUSYBOX_VERSIONS {
+            engine
+                .import_version(&format!("{BUSYBOX}:{version}"), version, "busybox", &[])
+                .with_context(|| format!("it has no image {version}"))?;
+        }
+        Ok(engine)
+    }
+
     /// Starts an engine with empty storage.
     ///
     /// # Errors

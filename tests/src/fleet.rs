@@ -3,6 +3,7 @@
 //! The workstation is a home directory of its own, so that no test sees or touches the git, SSH or `mcp`
 //! configuration of whoever runs it. Everything is done through the real binaries.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -288,6 +289,27 @@ impl Node {
     /// Where the engine does not answer.
     pub fn containers(&self) -> Result<Vec<String>> {
         self.engine.containers(&[("mcp.node", &self.name)])
+    }
+
+    /// Those of its containers that run, by name, with the id and the first process of each.
+    ///
+    /// # Errors
+    ///
+    /// Where the engine does not answer.
+    pub fn running(&self) -> Result<BTreeMap<String, (String, i64)>> {
+        let mut found = BTreeMap::new();
+        for id in self.containers()? {
+            let Some(live) = self.engine.inspect(&id)? else {
+                continue;
+            };
+            let state = live.state.context("a container has a state")?;
+            if state.running == Some(true) {
+                let name = live.name.context("a container has a name")?;
+                let pid = state.pid.context("what runs has a process")?;
+                found.insert(name.trim_start_matches('/').to_owned(), (id, pid));
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -636,7 +658,7 @@ impl Fleet {
     /// Where the output is not as promised.
     #[must_use]
     #[track_caller]
-    pub fn list(&self) -> std::collections::BTreeMap<String, Value> {
+    pub fn list(&self) -> BTreeMap<String, Value> {
         self.by_component(&["list"])
     }
 
@@ -647,12 +669,12 @@ impl Fleet {
     /// Where the output is not as promised.
     #[must_use]
     #[track_caller]
-    pub fn ps(&self) -> std::collections::BTreeMap<String, Value> {
+    pub fn ps(&self) -> BTreeMap<String, Value> {
         self.by_component(&["ps"])
     }
 
     #[track_caller]
-    fn by_component(&self, args: &[&str]) -> std::collections::BTreeMap<String, Value> {
+    fn by_component(&self, args: &[&str]) -> BTreeMap<String, Value> {
         let rows = self.mcp_json(args);
         let rows = rows
             .as_array()

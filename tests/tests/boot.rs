@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use mcp_tests::definitions::{component, service};
-use mcp_tests::engine::{BUSYBOX, BUSYBOX_VERSIONS, Engine, Lane, eventually};
+use mcp_tests::engine::{BUSYBOX, Engine, Lane, eventually};
 use mcp_tests::fleet::{Fleet, text};
 use mcp_tests::registry::Registry;
 
@@ -25,22 +25,10 @@ mcp_tests::lanes!(
     what_an_engine_keeps_over_its_restart_is_kept,
 );
 
-/// An engine that nobody else uses, with the images of the tests.
-fn engine(lane: Lane) -> &'static Engine {
-    let engine: &'static Engine = Box::leak(Box::new(Engine::start(lane).unwrap()));
-    for version in BUSYBOX_VERSIONS {
-        engine
-            .import_version(&format!("{BUSYBOX}:{version}"), version, "busybox", &[])
-            .unwrap();
-    }
-    engine.enter().unwrap();
-    engine
-}
-
 /// An engine that nobody else uses, with a node: three components in a row, a job, one that is done, one that
 /// is held behind the head, and a service that an operator has stopped.
 fn node(lane: Lane, name: &str) -> Fleet {
-    let engine = engine(lane);
+    let engine = lane.alone();
     let mut fleet = Fleet::workstation().unwrap();
     fleet.add_node(engine, name).unwrap();
     let once = "kind = \"job\"\ncmd = [\"/bin/sh\", \"-c\", \"exit 0\"]\n";
@@ -259,7 +247,7 @@ fn what_an_engine_keeps_over_its_restart_is_kept(lane: Lane) {
 
 fn an_emptied_store_is_filled_from_the_registry(lane: Lane) {
     let name = "pulled";
-    let engine = engine(lane);
+    let engine = lane.alone();
     let mut registry = Registry::start().unwrap();
     let local = |version: &str| format!("{BUSYBOX}:{version}");
     engine

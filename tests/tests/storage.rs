@@ -6,18 +6,12 @@
 use std::fs;
 
 use mcp_tests::definitions::{component, service};
-use mcp_tests::engine::{BUSYBOX, BUSYBOX_VERSIONS, Engine, Lane};
+use mcp_tests::engine::{BUSYBOX, Engine, Lane};
 use mcp_tests::fleet::{Fleet, text};
 
 /// An engine that nobody else uses, with a node.
 fn node(lane: Lane, name: &str) -> Fleet {
-    let engine: &'static Engine = Box::leak(Box::new(Engine::start(lane).unwrap()));
-    for version in BUSYBOX_VERSIONS {
-        engine
-            .import_version(&format!("{BUSYBOX}:{version}"), version, "busybox", &[])
-            .unwrap();
-    }
-    engine.enter().unwrap();
+    let engine = lane.alone();
     let mut fleet = Fleet::workstation().unwrap();
     fleet.add_node(engine, name).unwrap();
     fleet

@@ -3,7 +3,6 @@
 //! A stolen token alone changes nothing. What a call may do is what both its token and its key allow.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use mcp_spec::image::Digest;
 use mcp_spec::name::{NodeName, ServiceName};
@@ -21,7 +20,7 @@ use super::Identity;
 #[derive(Debug, Clone)]
 pub enum RequestKeys {
     /// Those of the head's `.mcp/allowed_signers`.
-    OfHead(CommitId, Arc<AllowedSigners>),
+    OfHead(CommitId, AllowedSigners),
     /// The pinned owners': nothing was accepted yet.
     Owners(OwnerKeys),
 }
@@ -292,7 +291,7 @@ mod tests {
             .collect();
         RequestKeys::OfHead(
             "0".repeat(40).parse().unwrap(),
-            Arc::new(AllowedSigners::parse(&text.join("\n")).unwrap()),
+            AllowedSigners::parse(&text.join("\n")).unwrap(),
         )
     }
 

@@ -127,15 +127,7 @@ impl RevisionStore {
     pub fn read_file(&self, commit: CommitId, path: &str) -> Result<Option<Vec<u8>>, ReadError> {
         self.must_be_accepted(commit)?;
         let objects = self.open_objects()?;
-        let root = root_tree(&objects, commit)?;
-        let found = Trees::new(&objects)
-            .find(&root, path)
-            .map_err(|error| walk_error(commit, error))?;
-        found
-            .filter(|entry| entry.mode != EntryMode::Directory)
-            .map(|entry| objects.read_kind(&entry.id, Kind::Blob))
-            .transpose()
-            .map_err(|source| ReadError::Object { commit, source })
+        file_of(&objects, commit, &root_tree(&objects, commit)?, path)
     }
 
     /// A revision's definitions with uncommitted edits laid over; nothing is written.
@@ -427,23 +419,30 @@ pub(super) fn tree_files(
     Ok(files)
 }
 
+/// The bytes of one file below a revision's root tree, `None` where it has no such file.
+fn file_of(
+    objects: &Objects,
+    commit: CommitId,
+    root: &Id,
+    path: &str,
+) -> Result<Option<Vec<u8>>, ReadError> {
+    let found = Trees::new(objects)
+        .find(root, path)
+        .map_err(|error| walk_error(commit, error))?;
+    found
+        .filter(|entry| entry.mode != EntryMode::Directory)
+        .map(|entry| objects.read_kind(&entry.id, Kind::Blob))
+        .transpose()
+        .map_err(|source| ReadError::Object { commit, source })
+}
+
 /// What a revision's services may share, or every error of the file that says so.
 pub(super) fn sharing(
     objects: &Objects,
     commit: CommitId,
 ) -> Result<Result<Sharing, Vec<DefinitionError>>, ReadError> {
     let root = root_tree(objects, commit)?;
-    let trees = Trees::new(objects);
-    let bytes = |path: &str| {
-        let found = trees
-            .find(&root, path)
-            .map_err(|error| walk_error(commit, error))?;
-        found
-            .filter(|entry| entry.mode != EntryMode::Directory)
-            .map(|entry| objects.read_kind(&entry.id, Kind::Blob))
-            .transpose()
-            .map_err(|source| ReadError::Object { commit, source })
-    };
+    let bytes = |path: &str| file_of(objects, commit, &root, path);
     // The door took no signers that cannot be read. To read them as none would lift every limit.
     let signers = bytes(ALLOWED_SIGNERS_PATH)?
         .map(|bytes| AllowedSigners::parse_bytes(&bytes))

@@ -152,6 +152,7 @@ async fn keys(agent: &Arc<Agent>) -> Result<(RequestKeys, DeniedKeys), Status> {
         let Some(head) = agent.revisions.head() else {
             return Ok((RequestKeys::Owners(roots.owners), roots.denied));
         };
+        // A head without the file has no signers: nobody's request counts.
         let bytes = agent
             .revisions
             .read_file(head, ALLOWED_SIGNERS_PATH)
@@ -159,7 +160,7 @@ async fn keys(agent: &Arc<Agent>) -> Result<(RequestKeys, DeniedKeys), Status> {
             .unwrap_or_default();
         let signers =
             AllowedSigners::parse_bytes(&bytes).map_err(|error| status::signers(&error))?;
-        Ok((RequestKeys::OfHead(head, Arc::new(signers)), roots.denied))
+        Ok((RequestKeys::OfHead(head, signers), roots.denied))
     })
     .await
 }

@@ -84,11 +84,7 @@ impl ResetError {
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
-            Self::Lock(LockError::Held { .. }) => {
-                "stop the agent first (systemctl stop mcp-agent): containers go on running"
-                    .to_owned()
-            }
-            Self::Lock(error) => error.hint(),
+            Self::Lock(error) => error.hint_for_command(),
             Self::Owner(error) => error.hint(),
             Self::Refused(error) => error.hint(),
             Self::Configuration { .. } => {

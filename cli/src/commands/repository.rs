@@ -251,19 +251,26 @@ fn read_failure(error: &ReadError) -> Failure {
 
 /// The name that the repository's signers know the key by, and its own comment where they do not.
 pub(crate) fn signer_name(repo: &DesiredRepo, key: &SigningKey) -> Option<String> {
-    let text = std::fs::read(repo.dir().join(ALLOWED_SIGNERS_PATH)).ok()?;
-    let signers = AllowedSigners::parse_bytes(&text).ok()?;
-    signers
+    signers(repo)?
         .iter()
         .find(|signer| signer.fingerprint() == key.fingerprint())
         .map(|signer| signer.principal.clone())
 }
 
+/// The working tree's signers; none where they cannot be read.
+fn signers(repo: &DesiredRepo) -> Option<AllowedSigners> {
+    let text = std::fs::read(repo.dir().join(ALLOWED_SIGNERS_PATH)).ok()?;
+    AllowedSigners::parse_bytes(&text).ok()
+}
+
 /// The principals of the working tree's signers; none where they cannot be read.
 pub(crate) fn principals(repo: &DesiredRepo) -> Option<Vec<String>> {
-    let text = std::fs::read(repo.dir().join(ALLOWED_SIGNERS_PATH)).ok()?;
-    let signers = AllowedSigners::parse_bytes(&text).ok()?;
-    Some(signers.iter().map(|one| one.principal.clone()).collect())
+    Some(
+        signers(repo)?
+            .iter()
+            .map(|one| one.principal.clone())
+            .collect(),
+    )
 }
 
 /// The full id of what git takes for a revision; one that only the nodes may know is passed on.

@@ -70,20 +70,7 @@ fn deploy_version(fleet: &Fleet, name: &str, from: &str, to: &str) -> String {
 
 /// The containers of the node that run, by name, with the id and the first process of each.
 fn running(fleet: &Fleet, node: &str) -> BTreeMap<String, (String, i64)> {
-    let node = fleet.node(node);
-    let engine = node.engine();
-    let mut found = BTreeMap::new();
-    for id in node.containers().unwrap() {
-        let Some(live) = engine.inspect(&id).unwrap() else {
-            continue;
-        };
-        let state = live.state.unwrap();
-        if state.running == Some(true) {
-            let name = live.name.unwrap().trim_start_matches('/').to_owned();
-            found.insert(name, (id, state.pid.unwrap()));
-        }
-    }
-    found
+    fleet.node(node).running().unwrap()
 }
 
 fn names(running: &BTreeMap<String, (String, i64)>) -> Vec<&str> {

@@ -111,18 +111,5 @@ fn hand_over(fleet: &Fleet, node: &str, key: &str) -> String {
 
 /// The node's containers that run, with the id and the first process of each.
 fn running(fleet: &Fleet, node: &str) -> BTreeMap<String, (String, i64)> {
-    let node = fleet.node(node);
-    let engine = node.engine();
-    let mut found = BTreeMap::new();
-    for id in node.containers().unwrap() {
-        let Some(live) = engine.inspect(&id).unwrap() else {
-            continue;
-        };
-        let state = live.state.unwrap();
-        if state.running == Some(true) {
-            let name = live.name.unwrap().trim_start_matches('/').to_owned();
-            found.insert(name, (id, state.pid.unwrap()));
-        }
-    }
-    found
+    fleet.node(node).running().unwrap()
 }
