@@ -1,7 +1,8 @@
 //! Who calls, and what they may: roles, identities, tokens, and the table of methods.
 //!
-//! [`token`] verifies tokens offline, [`issuer`] makes the agent's own, [`methods`] says which role a
-//! method takes, [`requests`] whether a trusted key stands behind a call. The layer that holds every call to them is `rpc`'s.
+//! [`token`] verifies tokens offline, with the keys that [`issuers`] keeps, and [`online`] asks an issuer whether it
+//! still stands by one; [`issuer`] makes the agent's own. [`methods`] says which role a method takes, [`requests`]
+//! whether a trusted key stands behind a call. The layer that holds every call to them is `rpc`'s.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,10 +13,13 @@ use thiserror::Error;
 
 pub mod issuer;
 pub mod issuers;
+pub mod keys;
 pub mod methods;
+pub mod online;
 pub mod refusals;
 pub mod requests;
 pub mod token;
+pub mod web;
 
 /// What a caller may do; each role may what those before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

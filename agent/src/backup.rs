@@ -357,8 +357,8 @@ impl Archive {
             config
                 .auth
                 .external
-                .as_ref()
-                .map(|issuer| issuer.jwks.clone()),
+                .iter()
+                .map(|issuer| issuer.keys.file.clone()),
         );
         files.retain(|path| !path.starts_with(&config.data_dir));
         files.dedup();

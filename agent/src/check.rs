@@ -196,12 +196,19 @@ fn tokens(config: &Config) -> Row {
                 .map(|issuer| issuer.issuer.as_str())
                 .collect();
             let detail = format!("issued by {}", issuers.join(", "));
-            if config
-                .auth
-                .external
-                .as_ref()
-                .is_some_and(|external| external.roles.is_empty())
+            let external = &config.auth.external;
+            if let Some(issuer) = verifier
+                .issuers
+                .iter()
+                .find(|issuer| issuer.keys.is_empty())
             {
+                return Row::warning(
+                    "tokens",
+                    format!("no key of {} was fetched so far", issuer.issuer),
+                    "the agent fetches it while it runs: see its log; its tokens count for nothing until then",
+                );
+            }
+            if external.iter().any(|external| external.roles.is_empty()) {
                 return Row::warning(
                     "tokens",
                     detail,

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::auth::Role;
+use crate::auth::online::Validation;
+use crate::auth::web::HttpsUrl;
 
 mod file;
 pub(crate) use file::socket_path;
@@ -80,8 +82,8 @@ pub struct TlsConfig {
 /// Who issues tokens, beside the agent itself.
 #[derive(Debug, Clone)]
 pub struct AuthConfig {
-    /// The external issuer, where there is one.
-    pub external: Option<ExternalIssuer>,
+    /// The external issuers.
+    pub external: Vec<ExternalIssuer>,
     /// What `aud` must name where a token has one.
     pub audience: String,
     /// Oldest token that is taken.
@@ -93,10 +95,21 @@ pub struct AuthConfig {
 pub struct ExternalIssuer {
     /// The `iss` of its tokens.
     pub issuer: String,
-    /// File of its public key: one JWK or a set.
-    pub jwks: PathBuf,
+    /// Where its public keys come from.
+    pub keys: KeySource,
+    /// Where it is asked whether it still stands by a token, if it is.
+    pub validation: Option<Validation>,
     /// What its roles are here.
     pub roles: BTreeMap<String, Role>,
+}
+
+/// Where an issuer's public keys come from.
+#[derive(Debug, Clone)]
+pub struct KeySource {
+    /// The file that they are read from: PEM, a JWK or a set.
+    pub file: PathBuf,
+    /// The server that the file is a copy of, and the CA of its certificate, where it is one.
+    pub server: Option<(HttpsUrl, PathBuf)>,
 }
 
 /// Out-of-band trust.

@@ -16,7 +16,7 @@ use mcp_spec::signature::OwnerKeys;
 use thiserror::Error;
 
 use crate::auth::issuer::Issuer;
-use crate::auth::token::{JwkError, read_jwks};
+use crate::auth::keys::{self, JwkError};
 use crate::config::{Config, ConfigError, Engine};
 use crate::disk;
 use crate::revisions::{OpenError, RevisionStore};
@@ -428,7 +428,7 @@ fn issuer(file: &Path, name: Option<&str>) -> Result<(String, String), InitError
         file: file.to_owned(),
         source,
     })?;
-    let keys = read_jwks(&text).map_err(|source| InitError::Issuer {
+    let keys = keys::read_keys(&text).map_err(|source| InitError::Issuer {
         file: file.to_owned(),
         source,
     })?;

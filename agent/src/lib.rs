@@ -56,7 +56,8 @@ use arc_swap::ArcSwapOption;
 use assemble::{Parts, assemble};
 use auth::issuer::{Issuer, IssuerKeyError};
 use auth::issuers::Issuers;
-use auth::token::{JwkError, TrustedIssuer, Verifier, read_jwks};
+use auth::keys::{JwkError, read_keys};
+use auth::token::{TrustedIssuer, Verifier};
 use clock::{Clock, SystemClock};
 use config::{AuthConfig, Config};
 use deploy::{Deployer, DeployerDied};
@@ -294,14 +295,15 @@ impl IssuersError {
         match self {
             Self::Own(_) => "mcp-agent init writes this key; restore it from a backup".to_owned(),
             Self::Read { .. } | Self::Jwk { .. } => {
-                "put the issuer's Ed25519 key as a JWK into the file that auth.jwks names"
+                "put the issuer's Ed25519 key, in PEM or as a JWK, into the file that auth.jwks names"
                     .to_owned()
             }
         }
     }
 }
 
-/// The verifier that a configuration asks for: the built-in issuer, and the external one.
+/// The verifier that a configuration asks for: the built-in issuer, and the external ones with the keys that lie in
+/// their files.
 ///
 /// # Errors
 ///
@@ -313,19 +315,33 @@ pub fn verifier(config: &Config) -> Result<Verifier, IssuersError> {
         max_age,
     } = &config.auth;
     let mut issuers = vec![Issuer::load(&config.node, &config.issuer_key())?.trusted()];
-    if let Some(external) = external {
-        let file = &external.jwks;
-        let text = std::fs::read_to_string(file).map_err(|source| IssuersError::Read {
-            file: file.clone(),
-            source,
-        })?;
-        let read = read_jwks(&text).map_err(|source| IssuersError::Jwk {
-            file: file.clone(),
-            source,
-        })?;
+    for external in external {
+        let file = &external.keys.file;
+        let keys = match std::fs::read_to_string(file) {
+            Ok(text) => {
+                read_keys(&text)
+                    .map_err(|source| IssuersError::Jwk {
+                        file: file.clone(),
+                        source,
+                    })?
+                    .keys
+            }
+            // Its server was not reached so far: until then its tokens count for nothing.
+            Err(error)
+                if external.keys.server.is_some() && error.kind() == io::ErrorKind::NotFound =>
+            {
+                Vec::new()
+            }
+            Err(source) => {
+                return Err(IssuersError::Read {
+                    file: file.clone(),
+                    source,
+                });
+            }
+        };
         issuers.push(TrustedIssuer {
             issuer: external.issuer.clone(),
-            keys: read.keys,
+            keys,
             roles: external.roles.clone(),
         });
     }
@@ -429,6 +445,7 @@ pub async fn run(
     let _lock = DataDirLock::take(&config.data_dir)?;
     let certificate = Arc::new(Certificate::load(&config.tls)?);
     let verifier = Arc::new(Issuers::load(&config)?);
+    verifier.fetch_all().await;
     if restore::is_unfinished(&config.data_dir) {
         return Err(RunError::Restoring);
     }
@@ -475,6 +492,7 @@ pub async fn run(
     let (accepting, incoming) = tls::accept(
         listener,
         Arc::new(tls::server_config(certificate)),
+        tls::ADMISSION_LIMIT,
         tasks.shutdown.child_token(),
     );
     tasks.spawn("accept", async {
@@ -492,6 +510,12 @@ pub async fn run(
             Ok(())
         });
     }
+    let keeping = Arc::clone(&agent.verifier);
+    let stop = tasks.shutdown.child_token();
+    tasks.spawn("issuers", async move {
+        keeping.keep(stop).await;
+        Ok(())
+    });
     let engine = meet_engine(&agent).await;
     ready(address, &engine);
     let ended = tasks.finish().await;

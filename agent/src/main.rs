@@ -177,6 +177,9 @@ struct IssueArgs {
     /// Only for this service.
     #[arg(long, value_name = "SERVICE")]
     service: Vec<ServiceName>,
+    /// Only on this node; others take the token where they trust this one's issuer.
+    #[arg(long, value_name = "NODE")]
+    for_node: Vec<NodeName>,
 }
 
 fn engines() -> impl TypedValueParser<Value = Engine> {
@@ -381,6 +384,7 @@ fn issue(args: &IssueArgs) -> Result<ExitCode, Failure> {
             role: args.role,
             ttl,
             services: args.service.iter().cloned().collect(),
+            nodes: args.for_node.iter().cloned().collect(),
             audience: config.auth.audience,
         },
         Timestamp::now(),

@@ -33,8 +33,9 @@ use authenticate::Authenticate;
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 /// Most calls of one connection at a time: a CLI that works on every service at once has a few dozen.
 const STREAMS: u32 = 128;
-/// Most bytes of one call's headers: a token has at most 8 KiB, a statement 24, in base64.
-const MAX_HEADER_BYTES: u32 = 48 * 1024;
+/// Most bytes of one call's headers: a token has at most 8 KiB, a statement 24, in base64. A token that is far too
+/// long still gets the answer of a token that is refused, and what is longer than this one of HTTP.
+const MAX_HEADER_BYTES: u32 = 96 * 1024;
 /// A quiet connection is asked whether it still lives.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
 /// How long it may take to answer.

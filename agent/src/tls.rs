@@ -1,8 +1,10 @@
 //! The server's side of TLS: 1.3 only, a certificate that is reloaded when its file changes, and an
 //! accept loop in which a peer that stalls holds up nobody else.
 //!
-//! Bounds: [`MAX_CONNECTIONS`] in all and [`MAX_PER_ADDRESS`] for one address, handshakes included;
-//! a connection beyond them is closed at once. A handshake has [`HANDSHAKE_LIMIT`].
+//! Bounds: [`MAX_CONNECTIONS`] in all and [`MAX_PER_ADDRESS`] for one address (of IPv6, one /64), handshakes
+//! included; a connection beyond them is closed at once. A handshake has [`HANDSHAKE_LIMIT`], and a connection
+//! on which no good token came within [`ADMISSION_LIMIT`] is closed: whoever says nothing, or says it byte by byte,
+//! holds no place for long.
 
 pub mod validity;
 
@@ -13,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -29,12 +32,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
+use crate::auth::refusals::network_of;
 use crate::config::TlsConfig;
 
 /// Most connections at a time, each with a task and about 100 KiB of buffers.
@@ -43,6 +47,8 @@ pub const MAX_CONNECTIONS: usize = 256;
 pub const MAX_PER_ADDRESS: usize = 64;
 /// Longest handshake: two round trips over the worst line, with room.
 pub const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// Longest time from the accept until a good token: a client sends its first call at once.
+pub const ADMISSION_LIMIT: Duration = Duration::from_secs(30);
 /// Least time between two looks at the certificate's files.
 const RELOAD_EVERY: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, which most often means that file descriptors ran out.
@@ -254,22 +260,51 @@ pub fn server_config(certificate: Arc<Certificate>) -> ServerConfig {
 }
 
 /// Where a call comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer(pub SocketAddr);
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    admitted: Arc<AtomicBool>,
+}
+
+impl Peer {
+    /// Says that a good token came over the connection: it may stay.
+    pub fn admit(&self) {
+        self.admitted.store(true, Ordering::Relaxed);
+    }
+}
 
 /// One connection after its handshake. Its place is free again when it is dropped.
 #[derive(Debug)]
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     peer: Peer,
+    /// Gone once the peer was admitted.
+    admission: Option<Pin<Box<Sleep>>>,
     _place: Place,
+}
+
+impl Connection {
+    /// An error where the peer should have been admitted by now.
+    fn check_admission(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let Some(admission) = &mut self.admission else {
+            return Ok(());
+        };
+        if self.peer.admitted.load(Ordering::Relaxed) {
+            self.admission = None;
+        } else if admission.as_mut().poll(context).is_ready() {
+            tracing::debug!(address = %self.peer.address, "closed: no good token came");
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
 }
 
 impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        self.peer
+        self.peer.clone()
     }
 }
 
@@ -279,6 +314,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.check_admission(context)?;
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -289,6 +325,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.check_admission(context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -297,6 +334,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check_admission(context)?;
         Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
     }
 
@@ -305,6 +343,7 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_admission(context)?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -329,6 +368,7 @@ struct Place {
 
 impl Place {
     fn take(places: &Arc<Mutex<Places>>, address: IpAddr) -> Option<Self> {
+        let address = network_of(address);
         let mut held = places.lock().expect("nothing panics while it holds this");
         let here = held.by_address.get(&address).copied().unwrap_or_default();
         if held.total >= MAX_CONNECTIONS || here >= MAX_PER_ADDRESS {
@@ -361,11 +401,13 @@ impl Drop for Place {
 /// The connections that have come through their handshake, for `serve_with_incoming_shutdown`.
 pub type Incoming = tokio_stream::wrappers::ReceiverStream<io::Result<Connection>>;
 
-/// Accepts until `shutdown`, each handshake in a task of its own. Returns the accepting task, which
+/// Accepts until `shutdown`, each handshake in a task of its own; a connection without a good token is closed after
+/// `admission`. Returns the accepting task, which
 /// ends with `shutdown` alone, and the connections.
 pub fn accept(
     listener: TcpListener,
     config: Arc<ServerConfig>,
+    admission: Duration,
     shutdown: CancellationToken,
 ) -> (impl Future<Output = ()> + Send + 'static, Incoming) {
     let (sender, receiver) = mpsc::channel(READY_CONNECTIONS);
@@ -384,7 +426,8 @@ pub fn accept(
                             tracing::warn!(%address, "too many connections; closed");
                             continue;
                         };
-                        handshakes.spawn(handshake(acceptor.clone(), stream, address, place, sender.clone()));
+                        let admitted_by = Instant::now() + admission;
+                        handshakes.spawn(handshake(acceptor.clone(), stream, address, admitted_by, place, sender.clone()));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "accept failed");
@@ -401,6 +444,7 @@ async fn handshake(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     address: SocketAddr,
+    admitted_by: Instant,
     place: Place,
     ready: mpsc::Sender<io::Result<Connection>>,
 ) {
@@ -410,7 +454,11 @@ async fn handshake(
         Ok(Ok(stream)) => {
             let connection = Connection {
                 stream,
-                peer: Peer(address),
+                peer: Peer {
+                    address,
+                    admitted: Arc::default(),
+                },
+                admission: Some(Box::pin(tokio::time::sleep_until(admitted_by.into()))),
                 _place: place,
             };
             // The server has gone where this fails, and the connection goes with it.

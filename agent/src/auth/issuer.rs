@@ -82,6 +82,8 @@ pub struct Grant {
     pub ttl: Span,
     /// For which services alone; empty for all.
     pub services: BTreeSet<ServiceName>,
+    /// On which nodes alone; empty for all.
+    pub nodes: BTreeSet<NodeName>,
     /// For whom, the `aud`.
     pub audience: String,
 }
@@ -167,6 +169,9 @@ impl Issuer {
         });
         if !grant.services.is_empty() {
             claims["mcp_services"] = json!(grant.services);
+        }
+        if !grant.nodes.is_empty() {
+            claims["mcp_nodes"] = json!(grant.nodes);
         }
         let header = json!({"alg": "EdDSA", "typ": "JWT", "kid": self.name});
         let mut token = format!(

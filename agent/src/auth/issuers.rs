@@ -1,22 +1,40 @@
-//! The verifier in use: an external issuer's public key is read again when its file changes.
+//! The verifier in use: the public keys of external issuers are read again when their files change, and fetched
+//! again from their servers.
 //!
-//! The files are looked at only where a token's signature counts for nothing, and at most every
-//! second: a new key is believed at its first use. A removed one is believed until then, so whoever
-//! withdraws a key restarts the agent. Where the new file is refused, the old keys stay.
+//! Keys that come from a server lie in a file of the data directory too, so that an agent that starts while the
+//! server is away knows them. Files are looked at every [`LOOK_EVERY`], servers asked every [`FETCH_EVERY`]; a token
+//! whose signature counts for nothing causes a look at once, at most every second, and where it names an issuer
+//! with a server a fetch, at most every [`FETCH_AGAIN`]: so a new key is believed at its first use, and a withdrawn
+//! one no more soon after. Where what comes is refused, the old keys stay.
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
 
-use super::Identity;
-use super::token::{TokenError, Verifier};
-use crate::config::Config;
-use crate::{IssuersError, error_chain, verifier};
+use super::keys::{JwkError, read_keys};
+use super::online::{Online, Standing};
+use super::token::{TokenError, Verifier, claimed};
+use super::web::{self, HttpsUrl, WebError};
+use super::{Identity, Role};
+use crate::blocking::blocking;
+use crate::config::{Config, ExternalIssuer};
+use crate::{IssuersError, disk, error_chain, verifier};
 
-/// Least time between two looks at the file.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Time between two looks at the files.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Least time between two looks that tokens cause.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Time between two fetches of an issuer's keys.
+const FETCH_EVERY: Duration = Duration::from_secs(300);
+/// Least time between two fetches, whatever tokens come, and the time until the next one after a failure.
+const FETCH_AGAIN: Duration = Duration::from_secs(10);
 
 /// The issuers whose tokens count.
 #[derive(Debug)]
@@ -24,17 +42,52 @@ pub struct Issuers {
     config: Config,
     verifier: ArcSwap<Verifier>,
     looked: Mutex<Looked>,
+    external: Vec<External>,
+}
+
+/// What is kept of one external issuer.
+#[derive(Debug)]
+struct External {
+    fetched: tokio::sync::Mutex<Option<Fetched>>,
+    online: Option<Online>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Fetched {
+    at: Instant,
+    good: bool,
 }
 
 #[derive(Debug)]
 struct Looked {
     at: Instant,
-    changed: Option<SystemTime>,
+    changed: Vec<Option<SystemTime>>,
 }
 
-fn changed(config: &Config) -> Option<SystemTime> {
-    let file = &config.auth.external.as_ref()?.jwks;
-    std::fs::metadata(file).ok()?.modified().ok()
+/// A caller, and whether its issuer stands by the token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    /// The caller.
+    pub identity: Identity,
+    /// Whether the issuer, where it is to be asked, was: one whose issuer is away may look and change nothing.
+    pub confirmed: bool,
+}
+
+/// Why an issuer's keys were not fetched.
+#[derive(Debug, Error)]
+enum FetchError {
+    #[error(transparent)]
+    Web(#[from] WebError),
+    #[error("{url} answered no keys that count")]
+    Keys { url: HttpsUrl, source: JwkError },
+    #[error("the keys cannot be kept")]
+    Keep(#[source] std::io::Error),
+}
+
+fn changed(config: &Config) -> Vec<Option<SystemTime>> {
+    let changed =
+        |external: &ExternalIssuer| std::fs::metadata(&external.keys.file).ok()?.modified().ok();
+    config.auth.external.iter().map(changed).collect()
 }
 
 impl Issuers {
@@ -45,12 +98,17 @@ impl Issuers {
     /// [`IssuersError`] where one cannot be used.
     pub fn load(config: &Config) -> Result<Self, IssuersError> {
         let changed = changed(config);
+        let external = config.auth.external.iter().map(|issuer| External {
+            fetched: tokio::sync::Mutex::new(None),
+            online: issuer.validation.clone().map(Online::new),
+        });
         Ok(Self {
             verifier: ArcSwap::from_pointee(verifier(config)?),
             looked: Mutex::new(Looked {
                 at: Instant::now(),
                 changed,
             }),
+            external: external.collect(),
             config: config.clone(),
         })
     }
@@ -60,21 +118,134 @@ impl Issuers {
     /// # Errors
     ///
     /// [`TokenError`] with the first thing that is wrong.
-    pub fn verify(&self, token: &str, now: Timestamp) -> Result<Identity, TokenError> {
-        let verified = self.verifier.load().verify(token, now);
-        if verified == Err(TokenError::Signature) && self.refresh(Instant::now()) {
-            return self.verifier.load().verify(token, now);
+    pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Verified, TokenError> {
+        let mut verified = self.verifier.load().verify(token, now);
+        if verified == Err(TokenError::Signature)
+            && (self.refresh(Instant::now(), LOOK_AGAIN) || self.fetch_for(token).await)
+        {
+            verified = self.verifier.load().verify(token, now);
         }
-        verified
+        let mut identity = verified?;
+        let Some((issuer, online)) = self.asked(&identity.issuer) else {
+            return Ok(Verified {
+                identity,
+                confirmed: true,
+            });
+        };
+        match online.standing(token, &identity.subject).await {
+            Standing::Revoked => Err(TokenError::Revoked),
+            Standing::Unknown => Ok(Verified {
+                identity,
+                confirmed: false,
+            }),
+            Standing::Good(roles) => {
+                if let Some(roles) = roles {
+                    // The token says what was when it was made, the issuer what is: the lower counts.
+                    let now: Option<Role> = roles
+                        .iter()
+                        .filter_map(|role| issuer.roles.get(role).copied())
+                        .max();
+                    let now = now.ok_or_else(|| TokenError::NoRole {
+                        subject: identity.subject.clone(),
+                    })?;
+                    identity.role = identity.role.min(now);
+                }
+                Ok(Verified {
+                    identity,
+                    confirmed: true,
+                })
+            }
+        }
     }
 
-    /// Reads the external issuer's file again where it changed, and tells whether it did.
-    fn refresh(&self, now: Instant) -> bool {
+    /// The issuer of that name, where it is to be asked.
+    fn asked(&self, name: &str) -> Option<(&ExternalIssuer, &Online)> {
+        let issuers = self.config.auth.external.iter().zip(&self.external);
+        let mut asked = issuers.filter_map(|(issuer, external)| {
+            (issuer.issuer == name)
+                .then_some(external.online.as_ref())
+                .flatten()
+                .map(|online| (issuer, online))
+        });
+        asked.next()
+    }
+
+    /// Looks after the keys until `shutdown`.
+    pub async fn keep(&self, shutdown: CancellationToken) {
+        if self.external.is_empty() {
+            return shutdown.cancelled().await;
+        }
+        loop {
+            tokio::select! {
+                // A look that is given up is made by the next start.
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {
+                    self.refresh(Instant::now(), Duration::ZERO);
+                    self.fetch_all().await;
+                }
+            }
+        }
+    }
+
+    /// Fetches the keys of every server whose turn it is.
+    pub async fn fetch_all(&self) {
+        let fetches = (0..self.external.len()).map(|index| self.fetch(index, FETCH_EVERY));
+        futures_util::future::join_all(fetches).await;
+    }
+
+    /// Fetches the keys of the issuer that an unverified token names, and tells whether there are new ones.
+    async fn fetch_for(&self, token: &str) -> bool {
+        let Some(name) = claimed(token, "iss") else {
+            return false;
+        };
+        let named = |issuer: &ExternalIssuer| issuer.issuer == name;
+        match self.config.auth.external.iter().position(named) {
+            Some(index) => self.fetch(index, FETCH_AGAIN).await,
+            None => false,
+        }
+    }
+
+    /// Fetches the keys of one issuer, unless that was done less than `least` ago, and tells whether the verifier
+    /// was made anew meanwhile.
+    async fn fetch(&self, index: usize, least: Duration) -> bool {
+        let issuer = &self.config.auth.external[index];
+        let Some((url, ca)) = &issuer.keys.server else {
+            return false;
+        };
+        let before = self.verifier.load_full();
+        // Whoever comes meanwhile waits for the one fetch, which is bounded.
+        let mut fetched = self.external[index].fetched.lock().await;
+        let due = fetched.is_none_or(|last| {
+            let least = if last.good { least } else { FETCH_AGAIN };
+            last.at.elapsed() >= least
+        });
+        if due {
+            let result = fetch(url, ca, &issuer.keys.file).await;
+            *fetched = Some(Fetched {
+                at: Instant::now(),
+                good: result.is_ok(),
+            });
+            match result {
+                Ok(()) => {
+                    self.refresh(Instant::now(), Duration::ZERO);
+                }
+                Err(error) => tracing::warn!(
+                    issuer = issuer.issuer,
+                    error = %error_chain(&error),
+                    "the issuer's keys were not fetched; the old ones stay"
+                ),
+            }
+        }
+        !Arc::ptr_eq(&before, &self.verifier.load_full())
+    }
+
+    /// Reads the external issuers' files again where one changed, and tells whether one did.
+    fn refresh(&self, now: Instant, least: Duration) -> bool {
         let mut looked = self
             .looked
             .lock()
             .expect("nothing panics while it holds this lock");
-        if now.duration_since(looked.at) < LOOK_EVERY {
+        if now.duration_since(looked.at) < least {
             return false;
         }
         looked.at = now;
@@ -86,15 +257,46 @@ impl Issuers {
         match verifier(&self.config) {
             Ok(verifier) => {
                 self.verifier.store(Arc::new(verifier));
-                tracing::info!("the issuer's keys were read again");
+                tracing::info!("the issuers' keys were read again");
                 true
             }
             Err(error) => {
-                tracing::warn!(error = %error_chain(&error), "the issuer's new keys are refused; the old ones stay");
+                tracing::warn!(error = %error_chain(&error), "an issuer's new keys are refused; the old ones stay");
                 false
             }
         }
     }
+}
+
+/// Fetches keys and keeps them in `file`, where they differ from what lies there.
+async fn fetch(url: &HttpsUrl, ca: &Path, file: &Path) -> Result<(), FetchError> {
+    let bytes = web::get(url, ca).await?;
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    read_keys(&text).map_err(|source| FetchError::Keys {
+        url: url.clone(),
+        source,
+    })?;
+    let file = file.to_owned();
+    blocking(move || keep(&file, &text))
+        .await
+        .map_err(FetchError::Keep)
+}
+
+fn keep(file: &Path, text: &str) -> std::io::Result<()> {
+    if std::fs::read_to_string(file).is_ok_and(|kept| kept == text) {
+        return Ok(());
+    }
+    let beside = file.with_extension("new");
+    let mut new = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(&beside)?;
+    new.write_all(text.as_bytes())?;
+    disk::sync(&new, &beside)?;
+    disk::rename(&beside, file)?;
+    file.parent().map_or(Ok(()), disk::sync_dir)
 }
 
 #[cfg(test)]
@@ -107,8 +309,8 @@ mod tests {
     use crate::auth::Role;
     use crate::auth::issuer::{Grant, Issuer};
 
-    #[test]
-    fn a_new_key_of_the_issuer_counts_and_a_broken_file_changes_nothing() {
+    #[tokio::test]
+    async fn a_new_key_of_the_issuer_counts_and_a_broken_file_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let node = "rift".parse().unwrap();
@@ -126,12 +328,13 @@ mod tests {
                 role: Role::Admin,
                 ttl: Span::from_secs(60),
                 services: [].into(),
+                nodes: [].into(),
                 audience: "mcp".to_owned(),
             };
             issuer.issue(&grant, Timestamp::now())
         };
-        let verify = |issuer: &Issuer| issuers.verify(&token(issuer), Timestamp::now());
-        assert!(verify(&first).is_ok());
+        let verify = async |issuer: &Issuer| issuers.verify(&token(issuer), Timestamp::now()).await;
+        assert!(verify(&first).await.unwrap().confirmed);
 
         let second = Issuer::generate(&other);
         let later = |seconds| Instant::now() + Duration::from_secs(seconds);
@@ -145,11 +348,11 @@ mod tests {
             file.set_modified(time).unwrap();
         };
         write("broken", 10);
-        assert!(!issuers.refresh(later(2)));
-        assert!(verify(&first).is_ok());
+        assert!(!issuers.refresh(later(2), LOOK_AGAIN));
+        assert!(verify(&first).await.is_ok());
         write(&second.jwk(), 20);
-        assert!(issuers.refresh(later(4)));
-        assert!(verify(&second).is_ok());
-        assert_eq!(verify(&first), Err(TokenError::Signature));
+        assert!(issuers.refresh(later(4), LOOK_AGAIN));
+        assert!(verify(&second).await.is_ok());
+        assert_eq!(verify(&first).await, Err(TokenError::Signature));
     }
 }

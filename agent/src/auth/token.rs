@@ -24,8 +24,6 @@ pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 const LEEWAY: SignedDuration = SignedDuration::from_secs(30);
 /// Longest `sub` and `jti`, in bytes.
 const MAX_CLAIM_BYTES: usize = 256;
-/// Most keys that one issuer may have.
-const MAX_KEYS: usize = 16;
 
 /// Why a token is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -90,6 +88,9 @@ pub enum TokenError {
         /// `auth.audience`.
         expected: String,
     },
+    /// Its issuer took it back.
+    #[error("the token's issuer says that it does not count any more")]
+    Revoked,
     /// For other nodes.
     #[error("the token does not cover node {node}")]
     Node {
@@ -111,10 +112,17 @@ impl TokenError {
         match self {
             Self::Expired { .. } | Self::TooOld { .. } => "token-expired",
             Self::Future { .. } => "token-from-the-future",
+            Self::Revoked => "token-revoked",
             Self::NoRole { .. } => "no-role",
             Self::Node { .. } => "wrong-node",
             _ => "bad-token",
         }
+    }
+
+    /// Whether whoever sent it may learn why: an issuer signed it, and its time, node or roles are what is wrong.
+    #[must_use]
+    pub fn may_be_told(&self) -> bool {
+        self.reason() != "bad-token"
     }
 }
 
@@ -322,6 +330,18 @@ fn text(claims: &Value, name: &'static str) -> Result<String, TokenError> {
     Ok(text)
 }
 
+/// A text that an unverified token claims: for finding what to verify it with, and for counting refusals.
+#[must_use]
+pub fn claimed(token: &str, name: &str) -> Option<String> {
+    if token.len() > MAX_TOKEN_BYTES {
+        return None;
+    }
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: Value = serde_json::from_slice(&claims).ok()?;
+    let text = claims.get(name)?.as_str()?;
+    (!text.is_empty() && text.len() <= 1024).then(|| text.to_owned())
+}
+
 /// A JSON value in which no object has the same name twice: two parsers must not read two tokens.
 struct Strict(Value);
 
@@ -381,109 +401,6 @@ impl<'de> Visitor<'de> for StrictVisitor {
         }
         Ok(Strict(values.into()))
     }
-}
-
-/// Why a file of an issuer's public key is refused.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum JwkError {
-    /// No JSON of that shape.
-    #[error("it is no JWK and no JWK set")]
-    Shape,
-    /// Another kind of key.
-    #[error("key {kid} is {kty} {crv}; only OKP Ed25519 is accepted")]
-    Kind {
-        /// The key's id, or its place.
-        kid: String,
-        /// Its type.
-        kty: String,
-        /// Its curve.
-        crv: String,
-    },
-    /// The point is malformed or weak.
-    #[error("key {kid} is malformed")]
-    Malformed {
-        /// The key's id, or its place.
-        kid: String,
-    },
-    /// It holds the private half.
-    #[error("key {kid} holds the private half, which has no place here")]
-    Private {
-        /// The key's id, or its place.
-        kid: String,
-    },
-    /// None, or too many.
-    #[error("it holds {count} keys; 1 to 16 are accepted")]
-    Count {
-        /// How many.
-        count: usize,
-    },
-}
-
-#[derive(Deserialize)]
-struct Jwk {
-    kty: String,
-    #[serde(default)]
-    crv: String,
-    #[serde(default)]
-    x: String,
-    #[serde(default)]
-    d: Option<String>,
-    #[serde(default)]
-    kid: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum JwkFile {
-    Set { keys: Vec<Jwk> },
-    One(Jwk),
-}
-
-/// The public keys of an issuer, as its file tells.
-#[derive(Debug, Clone)]
-pub struct IssuerKeys {
-    /// The keys.
-    pub keys: Vec<VerifyingKey>,
-    /// The first key's id, where it has one.
-    pub kid: Option<String>,
-}
-
-/// Reads a JWK or a JWK set of Ed25519 public keys (RFC 8037).
-///
-/// # Errors
-///
-/// [`JwkError`] with the first key that is refused.
-pub fn read_jwks(text: &str) -> Result<IssuerKeys, JwkError> {
-    let jwks = match serde_json::from_str(text).map_err(|_| JwkError::Shape)? {
-        JwkFile::Set { keys } => keys,
-        JwkFile::One(key) => vec![key],
-    };
-    if !(1..=MAX_KEYS).contains(&jwks.len()) {
-        return Err(JwkError::Count { count: jwks.len() });
-    }
-    let kid = jwks[0].kid.clone();
-    let mut keys = Vec::new();
-    for (index, jwk) in jwks.into_iter().enumerate() {
-        let kid = jwk.kid.unwrap_or_else(|| format!("number {}", index + 1));
-        if jwk.kty != "OKP" || jwk.crv != "Ed25519" {
-            return Err(JwkError::Kind {
-                kid,
-                kty: jwk.kty,
-                crv: jwk.crv,
-            });
-        }
-        if jwk.d.is_some() {
-            return Err(JwkError::Private { kid });
-        }
-        let key = URL_SAFE_NO_PAD
-            .decode(&jwk.x)
-            .ok()
-            .and_then(|bytes| <[u8; 32]>::try_from(bytes).ok())
-            .and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok())
-            .filter(|key| !key.is_weak());
-        keys.push(key.ok_or(JwkError::Malformed { kid })?);
-    }
-    Ok(IssuerKeys { keys, kid })
 }
 
 #[cfg(test)]

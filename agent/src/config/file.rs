@@ -10,17 +10,22 @@ use mcp_spec::duration::Span;
 use mcp_spec::name::NodeName;
 use mcp_spec::policy::{Policy, PortRange};
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use toml::de::{DeTable, DeValue};
 
 use super::{
     AlertConfig, AuthConfig, Config, ConfigError, DEFAULT_DATA_DIR, DEFAULT_LISTEN,
-    DEFAULT_MAX_AGE_HOURS, DEFAULT_SERVICES_DIR, Engine, ExternalIssuer, RuntimeConfig,
+    DEFAULT_MAX_AGE_HOURS, DEFAULT_SERVICES_DIR, Engine, ExternalIssuer, KeySource, RuntimeConfig,
     SignedRequests, SourceConfig, TlsConfig, TrustConfig, WatchConfig,
 };
 use crate::auth::Role;
+use crate::auth::online::Validation;
+use crate::auth::web::{HttpsUrl, HttpsUrlError};
 
 /// Most components that are worked on side by side.
 const MAX_CONCURRENCY: usize = 64;
+/// Most issuers beside the agent's own: each one's keys are tried on every token that no earlier one made.
+const MAX_ISSUERS: usize = 8;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,9 +58,23 @@ struct Auth {
     issuer: Option<String>,
     audience: Option<String>,
     jwks: Option<String>,
+    ca_cert: Option<PathBuf>,
     validate_url: Option<String>,
     max_age: Option<Span>,
     roles: Option<BTreeMap<String, Role>>,
+    issuers: Option<Vec<Issuer>>,
+}
+
+/// One more issuer: the same keys as right under `[auth]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Issuer {
+    issuer: String,
+    jwks: String,
+    ca_cert: Option<PathBuf>,
+    validate_url: Option<String>,
+    #[serde(default)]
+    roles: BTreeMap<String, Role>,
 }
 
 #[derive(Deserialize, Default)]
@@ -269,14 +288,14 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
         runtime.socket.display().to_string(),
         file.display().to_string(),
     ];
-    let auth = auth(&at, raw.auth.unwrap_or_default())?;
+    let auth = auth(&at, raw.auth.unwrap_or_default(), &data_dir)?;
     Ok(Config {
         file: file.to_owned(),
         trust: trust(
             &at,
             raw.trust.unwrap_or_default(),
             &data_dir,
-            auth.external.is_some(),
+            !auth.external.is_empty(),
         )?,
         auth,
         source: raw
@@ -296,46 +315,34 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
     })
 }
 
-fn auth(at: &Text<'_>, raw: Auth) -> Result<AuthConfig, ConfigError> {
-    if raw.validate_url.is_some() {
-        return Err(at.refuse(
-            &["auth", "validate_url"],
-            "online validation is not part of this release".to_owned(),
-            "leave it out: tokens are verified with the issuer's public key in `jwks`",
-        ));
-    }
-    let external = match (raw.issuer, raw.jwks) {
+fn auth(at: &Text<'_>, raw: Auth, data_dir: &Path) -> Result<AuthConfig, ConfigError> {
+    let mut issuers = Vec::new();
+    match (raw.issuer, raw.jwks) {
         (None, None) => {
-            if raw.roles.is_some() {
-                return Err(at.refuse(
-                    &["auth", "roles"],
-                    "it maps the roles of an external issuer, and there is none".to_owned(),
-                    "add issuer and jwks under [auth], or leave [auth.roles] out",
-                ));
+            for (key, given) in [
+                ("roles", raw.roles.is_some()),
+                ("validate_url", raw.validate_url.is_some()),
+                ("ca_cert", raw.ca_cert.is_some()),
+            ] {
+                if given {
+                    return Err(at.refuse(
+                        &["auth", key],
+                        "it is about an external issuer, and there is none".to_owned(),
+                        "add issuer and jwks under [auth], or leave it out",
+                    ));
+                }
             }
-            None
         }
-        (Some(issuer), Some(jwks)) => {
-            if jwks.contains("://") {
-                return Err(at.refuse(
-                    &["auth", "jwks"],
-                    format!("`{jwks}` is a URL, and only files are read in this release"),
-                    "download the issuer's public key into a file and name that",
-                ));
-            }
-            if issuer.is_empty() || issuer.len() > 1024 {
-                return Err(at.refuse(
-                    &["auth", "issuer"],
-                    "it must have 1 to 1024 characters".to_owned(),
-                    "write the `iss` of the issuer's tokens",
-                ));
-            }
-            Some(ExternalIssuer {
+        (Some(issuer), Some(jwks)) => issuers.push((
+            &["auth"][..],
+            Issuer {
                 issuer,
-                jwks: at.path(Path::new(&jwks)),
+                jwks,
+                ca_cert: raw.ca_cert,
+                validate_url: raw.validate_url,
                 roles: raw.roles.unwrap_or_default(),
-            })
-        }
+            },
+        )),
         (Some(_), None) => {
             return Err(at.refuse(
                 &["auth", "issuer"],
@@ -350,7 +357,31 @@ fn auth(at: &Text<'_>, raw: Auth) -> Result<AuthConfig, ConfigError> {
                 "add issuer = \"…\" (the `iss` of its tokens) under [auth]",
             ));
         }
-    };
+    }
+    let more = raw.issuers.unwrap_or_default();
+    issuers.extend(
+        more.into_iter()
+            .map(|issuer| (&["auth", "issuers"][..], issuer)),
+    );
+    if issuers.len() > MAX_ISSUERS {
+        return Err(at.refuse(
+            &["auth", "issuers"],
+            format!("{} issuers are too many", issuers.len()),
+            "name at most 8",
+        ));
+    }
+    let mut external: Vec<ExternalIssuer> = Vec::new();
+    for (place, issuer) in issuers {
+        let issuer = self::issuer(at, place, issuer, data_dir)?;
+        if external.iter().any(|other| other.issuer == issuer.issuer) {
+            return Err(at.refuse(
+                &["auth", "issuers"],
+                format!("issuer `{}` is there twice", issuer.issuer),
+                "write each once; one issuer may have several keys in its JWK set",
+            ));
+        }
+        external.push(issuer);
+    }
     Ok(AuthConfig {
         external,
         audience: raw.audience.unwrap_or_else(|| "mcp".to_owned()),
@@ -359,6 +390,69 @@ fn auth(at: &Text<'_>, raw: Auth) -> Result<AuthConfig, ConfigError> {
             raw.max_age
                 .unwrap_or(Span::from_secs(DEFAULT_MAX_AGE_HOURS * 3600)),
         )?,
+    })
+}
+
+fn issuer(
+    at: &Text<'_>,
+    place: &[&str],
+    raw: Issuer,
+    data_dir: &Path,
+) -> Result<ExternalIssuer, ConfigError> {
+    let refuse = |key: &str, message: String, hint: &str| {
+        let mut path = place.to_vec();
+        path.push(key);
+        at.refuse(&path, message, hint)
+    };
+    if raw.issuer.is_empty() || raw.issuer.len() > 1024 {
+        return Err(refuse(
+            "issuer",
+            "it must have 1 to 1024 characters".to_owned(),
+            "write the `iss` of the issuer's tokens",
+        ));
+    }
+    let url = |key: &str, text: &str| -> Result<(HttpsUrl, PathBuf), ConfigError> {
+        let url: HttpsUrl = text.parse().map_err(|error: HttpsUrlError| {
+            refuse(
+                key,
+                error.to_string(),
+                "write https://HOST[:PORT]/PATH, as in https://mcias.example.net:8443/v1/keys/public",
+            )
+        })?;
+        // The system's roots are trusted nowhere.
+        let ca = raw.ca_cert.as_deref().ok_or_else(|| {
+            refuse(
+                key,
+                "a server needs the CA that its certificate is checked against".to_owned(),
+                "add ca_cert = \"FILE\" beside it",
+            )
+        })?;
+        Ok((url, at.path(ca)))
+    };
+    let keys = if raw.jwks.contains("://") {
+        let (url, ca) = url("jwks", &raw.jwks)?;
+        let hash = hex::encode(&Sha256::digest(url.to_string())[..8]);
+        KeySource {
+            file: data_dir.join(format!("issuer-{hash}.keys")),
+            server: Some((url, ca)),
+        }
+    } else {
+        KeySource {
+            file: at.path(Path::new(&raw.jwks)),
+            server: None,
+        }
+    };
+    let validation = raw
+        .validate_url
+        .as_deref()
+        .map(|text| url("validate_url", text))
+        .transpose()?
+        .map(|(url, ca_cert)| Validation { url, ca_cert });
+    Ok(ExternalIssuer {
+        issuer: raw.issuer,
+        keys,
+        validation,
+        roles: raw.roles,
     })
 }
 

@@ -24,7 +24,7 @@ fn one_name_is_a_whole_configuration() {
         ["/run/podman/podman.sock", "/etc/mcp/agent.toml"]
     );
     assert_eq!(config.auth.max_age, Span::from_secs(12 * 3600));
-    assert!(config.auth.external.is_none());
+    assert!(config.auth.external.is_empty());
 }
 
 #[test]
@@ -82,7 +82,7 @@ listen = "127.0.0.1:9445"
         config.runtime.socket,
         Path::new("/run/user/993/podman/podman.sock")
     );
-    assert_eq!(config.auth.external.unwrap().roles["user"], Role::Operator);
+    assert_eq!(config.auth.external[0].roles["user"], Role::Operator);
     assert_eq!(config.policy.registries, ["registry.example.net:5000"]);
 }
 
@@ -118,7 +118,7 @@ fn refusals_name_the_line_and_the_key() {
         ),
         (
             "node = \"a\"\n[auth]\nissuer = \"https://x\"\njwks = \"https://x/keys\"",
-            "/etc/mcp/agent.toml:4: auth.jwks: `https://x/keys` is a URL",
+            "/etc/mcp/agent.toml:4: auth.jwks: a server needs the CA",
         ),
         (
             "node = \"a\"\n[auth]\nissuer = \"https://x\"",

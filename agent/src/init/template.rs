@@ -52,7 +52,9 @@ jwks   = {}
         ),
         None => "\
 # issuer = \"https://mcias.example.net:8443\"
-# jwks   = \"/srv/mcp/mcias-jwks.json\"   # its public key, a file
+# jwks   = \"/srv/mcp/mcias-jwks.json\"   # its public keys: PEM, JWK or set, or the https address of them
+# ca_cert      = \"/srv/mcp/mcias-ca.pem\"   # the CA of its server, for https addresses
+# validate_url = \"https://mcias.example.net:8443/v1/token/validate\"   # ask it whether it still stands by a token
 # [auth.roles]                          # which of its roles is what here
 # admin = \"admin\"
 # user  = \"operator\"

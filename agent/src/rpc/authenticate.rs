@@ -2,13 +2,13 @@
 //!
 //! What is not listed is closed. A call that takes more than a viewer leaves one line in the audit,
 //! refused or not, even where its caller goes away in the middle. Bad tokens leave none: anybody
-//! could fill the disk with them; they are logged, and bounded by address.
+//! could fill the disk with them; they are logged, and bounded by address and by the subject that they name.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use mcp_spec::name::Target;
@@ -21,10 +21,13 @@ use tower::{Layer, Service};
 
 use super::{signed, status};
 use crate::Agent;
+use crate::auth::issuers::Verified;
 use crate::auth::methods::{self, Method};
-use crate::auth::refusals::Refusals;
+use crate::auth::refusals::{Refusals, Sender};
 use crate::auth::requests::Signed;
+use crate::auth::token::claimed;
 use crate::auth::{Identity, Role};
+use crate::blocking::blocking;
 use crate::registry::AuditRow;
 use crate::tls::Peer;
 
@@ -94,7 +97,9 @@ impl Audited {
                 signer: String::new(),
                 method: method.rsplit('/').next().unwrap_or(method).to_owned(),
                 target: String::new(),
-                from: peer.map(|peer| peer.0.ip().to_string()).unwrap_or_default(),
+                from: peer
+                    .map(|peer| peer.address.ip().to_string())
+                    .unwrap_or_default(),
                 request_id: String::new(),
                 result: "client-gone".to_owned(),
             }),
@@ -158,46 +163,80 @@ impl Authenticate {
     /// A gate that believes the agent's verifier and writes into its registry.
     #[must_use]
     pub fn new(agent: Arc<Agent>) -> Self {
+        let refusals = Refusals::load(&agent.config.data_dir, Timestamp::now());
         Self {
             agent,
-            refusals: Arc::new(Refusals::default()),
+            refusals: Arc::new(refusals),
         }
     }
 
     /// The method and who calls it, `None` for one that is open to anybody.
-    fn admit(
+    async fn admit(
         &self,
         path: &str,
         headers: &HeaderMap,
         peer: Option<&Peer>,
-    ) -> Result<(&'static Method, Option<Identity>), Status> {
+    ) -> Result<(&'static Method, Option<Verified>), Status> {
         let method = methods::find(path);
         if let Some(method) = method
             && method.role.is_none()
         {
             return Ok((method, None));
         }
-        let identity = self.identity(headers, peer)?;
+        let verified = self.verified(headers, peer).await?;
+        if let Some(peer) = peer {
+            peer.admit();
+        }
         // A caller with a token may learn that its release is another one.
         let method = method.ok_or_else(|| status::unknown_method(path))?;
-        Ok((method, Some(identity)))
+        Ok((method, Some(verified)))
     }
 
-    fn identity(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Identity, Status> {
-        let token = bearer(headers)?;
-        self.agent
-            .verifier
-            .verify(token, Timestamp::now())
-            .map_err(|error| {
-                let address = peer.map(|peer| peer.0.ip());
-                let wait = address.and_then(|address| self.refusals.count(address, Instant::now()));
-                if let Some(wait) = wait {
-                    return status::too_many_refusals(wait);
+    async fn verified(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Verified, Status> {
+        let (token, refused) = match bearer(headers) {
+            Ok(token) => match self.agent.verifier.verify(token, Timestamp::now()).await {
+                Ok(verified) => return Ok(verified),
+                Err(error) => {
+                    let (status, why) = (status::token(&error), error.to_string());
+                    (Some(token), Refused { status, why })
                 }
-                tracing::warn!(address = ?address, %error, "token refused");
-                status::token(&error)
-            })
+            },
+            Err(status) => {
+                let why = status.message().to_owned();
+                (None, Refused { status, why })
+            }
+        };
+        Err(self.refused(token, refused, peer).await)
     }
+
+    /// Counts a refusal, logs it, and gives its answer. The token itself is logged nowhere.
+    async fn refused(&self, token: Option<&str>, refused: Refused, peer: Option<&Peer>) -> Status {
+        let address = peer.map(|peer| peer.address.ip());
+        let mut senders: Vec<Sender> = address.map(Sender::at).into_iter().collect();
+        senders.extend(
+            token
+                .and_then(|token| claimed(token, "sub"))
+                .map(|subject| Sender::named(&subject)),
+        );
+        let verdict = self.refusals.count(&senders, Timestamp::now());
+        if verdict.write {
+            let refusals = Arc::clone(&self.refusals);
+            if let Err(error) = blocking(move || refusals.write()).await {
+                tracing::warn!(%error, "the counts of refused tokens are not kept");
+            }
+        }
+        if let Some(wait) = verdict.wait {
+            return status::too_many_refusals(wait);
+        }
+        tracing::warn!(address = ?address, error = refused.why, "token refused");
+        refused.status
+    }
+}
+
+/// A refusal as the caller gets it, and as the log has it.
+struct Refused {
+    status: Status,
+    why: String,
 }
 
 /// The one bearer token of a call.
@@ -250,50 +289,56 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let admitted = self.authenticate.admit(
-            request.uri().path(),
-            request.headers(),
-            request.extensions().get::<Peer>(),
-        );
-        let (method, identity) = match admitted {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let authenticate = self.authenticate.clone();
+        // The one that is ready is the one that was polled; its clone gets ready for the next call.
+        let next = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, next);
+        Box::pin(authenticate.pass(inner, request))
+    }
+}
+
+impl Authenticate {
+    /// One call, from its headers to the beginning of its response.
+    async fn pass<S>(
+        self,
+        mut inner: S,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+    {
+        let peer = request.extensions().get::<Peer>().cloned();
+        // An issuer may have to be asked, so this is a wait, bounded there. The body is a stream that nobody may
+        // share between threads: what is looked at is the head.
+        let (path, headers) = (request.uri().path().to_owned(), request.headers().clone());
+        let admitted = self.admit(&path, &headers, peer.as_ref()).await;
+        drop(headers);
+        let (method, verified) = match admitted {
             Ok(admitted) => admitted,
-            Err(status) => return Box::pin(async move { Ok(status.into_http()) }),
+            Err(status) => return Ok(status.into_http()),
         };
         // No handler has a use for the token itself, so none can log it.
         request.headers_mut().remove(AUTHORIZATION);
-        let Some(identity) = identity else {
-            let call = self.inner.call(request);
-            return Box::pin(within(method.limit, call));
+        let Some(verified) = verified else {
+            return within(method.limit, inner.call(request)).await;
         };
         let required = method.role.unwrap_or(Role::Admin);
-        let mut audited = (required > Role::Viewer).then(|| {
-            Audited::new(
-                &self.authenticate.agent,
-                method.path,
-                &identity,
-                request.extensions().get::<Peer>(),
-            )
-        });
-        let agent = Arc::clone(&self.authenticate.agent);
-        // The one that is ready is the one that was polled; its clone gets ready for the next call.
-        let next = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, next);
-        Box::pin(async move {
-            let call = async {
-                let request =
-                    for_handler(&agent, method, identity, audited.as_mut(), request).await;
-                match request {
-                    Ok(request) => inner.call(request).await,
-                    Err(status) => Ok(status.into_http()),
-                }
-            };
-            let response = within(method.limit, call).await?;
-            if let Some(audited) = audited {
-                audited.end(result_word(&response)).await;
+        let mut audited = (required > Role::Viewer)
+            .then(|| Audited::new(&self.agent, method.path, &verified.identity, peer.as_ref()));
+        let call = async {
+            let request =
+                for_handler(&self.agent, method, verified, audited.as_mut(), request).await;
+            match request {
+                Ok(request) => inner.call(request).await,
+                Err(status) => Ok(status.into_http()),
             }
-            Ok(response)
-        })
+        };
+        let response = within(method.limit, call).await?;
+        if let Some(audited) = audited {
+            audited.end(result_word(&response)).await;
+        }
+        Ok(response)
     }
 }
 
@@ -302,11 +347,19 @@ where
 async fn for_handler(
     agent: &Arc<Agent>,
     method: &'static Method,
-    identity: Identity,
+    verified: Verified,
     mut audited: Option<&mut Audited>,
     request: Request<Body>,
 ) -> Result<Request<Body>, Status> {
-    identity.require(method.role.unwrap_or(Role::Admin))?;
+    let Verified {
+        identity,
+        confirmed,
+    } = verified;
+    let required = method.role.unwrap_or(Role::Admin);
+    identity.require(required)?;
+    if required > Role::Viewer && !confirmed {
+        return Err(status::issuer_away(&identity.issuer));
+    }
     let (mut head, body) = request.into_parts();
     let (identity, body) = if method.signed {
         let metadata = MetadataMap::from_headers(head.headers.clone());

@@ -182,7 +182,7 @@ pub fn reason(status: &Status) -> Option<String> {
     (!detail.reason.is_empty()).then_some(detail.reason)
 }
 
-/// The caller's token is missing or refused.
+/// The caller's token is refused. Why is told to those alone whose token an issuer signed; the log has it.
 pub(super) fn token(error: &TokenError) -> Status {
     let code = match error {
         TokenError::NoRole { .. } | TokenError::Node { .. } => Code::PermissionDenied,
@@ -191,29 +191,49 @@ pub(super) fn token(error: &TokenError) -> Status {
     let hint = match error {
         TokenError::NoRole { .. } => "map one of its roles under [auth.roles] in agent.toml",
         TokenError::Future { .. } => "set the clocks of this node and of the issuer",
-        _ => "get a new token: mcp-agent token issue, then mcp login --token-stdin",
+        TokenError::Revoked => "log in again: mcp login",
+        _ => "get a new token: mcp login, or mcp-agent token issue and mcp login --token-stdin",
     };
-    Failure::of(code, error.reason(), error).hint(hint).into()
+    if error.may_be_told() {
+        return Failure::of(code, error.reason(), error).hint(hint).into();
+    }
+    Failure::new(code, error.reason(), "the token is refused")
+        .hint(format!("{hint}; the agent's log says why"))
+        .into()
+}
+
+/// What changes something waits until the issuer of the caller's token can be asked about it.
+pub(super) fn issuer_away(issuer: &str) -> Status {
+    Failure::new(
+        Code::Unavailable,
+        "issuer-away",
+        format!("{issuer} cannot be asked whether it stands by the token, so nothing is changed"),
+    )
+    .hint(
+        "looking goes on; to change something now, take a token of the node's own issuer: mcp-agent token issue \
+         there, then mcp login --token-stdin",
+    )
+    .into()
 }
 
 /// No token came with the call, or it came in a way that is not understood.
 pub(super) fn no_token(message: &str) -> Status {
     Failure::new(Code::Unauthenticated, "no-token", message)
-        .hint("log in: mcp login --token-stdin < TOKEN")
+        .hint("log in: mcp login, or mcp login --token-stdin < TOKEN")
         .into()
 }
 
-/// The caller's address had too many tokens refused.
+/// The caller's address, or whoever its token names, had too many tokens refused.
 pub(super) fn too_many_refusals(wait: Duration) -> Status {
     Failure::new(
         Code::ResourceExhausted,
         "too-many-refusals",
         format!(
-            "too many tokens from this address were refused; wait {} s",
+            "too many tokens of this sender were refused; wait {} s",
             wait.as_secs().max(1)
         ),
     )
-    .hint("get a new token: mcp-agent token issue, then mcp login --token-stdin")
+    .hint("a good token is taken at once: mcp login, or mcp-agent token issue and mcp login --token-stdin")
     .into()
 }
 

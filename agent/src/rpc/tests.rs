@@ -23,6 +23,7 @@ use v1::revisions_client::RevisionsClient;
 use v1::workloads_client::WorkloadsClient;
 
 mod signed;
+mod tokens;
 
 struct Running {
     config: Config,
@@ -37,6 +38,18 @@ impl Running {
     async fn start() -> Self {
         let mut config = Self::configured();
         config.0.trust.signed_requests = SignedRequests::Optional;
+        Self::run(config).await
+    }
+
+    /// As [`Running::start`], with the issuer's key that another one has.
+    async fn start_with_key(key: &ed25519_dalek::SigningKey) -> Self {
+        use ed25519_dalek::pkcs8::EncodePrivateKey as _;
+        let mut config = Self::configured();
+        config.0.trust.signed_requests = SignedRequests::Optional;
+        let pem = key
+            .to_pkcs8_pem(ed25519_dalek::pkcs8::spki::der::pem::LineEnding::LF)
+            .unwrap();
+        std::fs::write(config.0.issuer_key(), pem.as_bytes()).unwrap();
         Self::run(config).await
     }
 
@@ -105,6 +118,7 @@ impl Running {
             role,
             ttl: Span::from_secs(60),
             services: services.iter().map(|name| name.parse().unwrap()).collect(),
+            nodes: [].into(),
             audience: "mcp".to_owned(),
         };
         issuer.issue(&grant, Timestamp::now())

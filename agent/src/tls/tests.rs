@@ -89,6 +89,7 @@ async fn a_stalled_handshake_holds_up_nobody_and_one_address_cannot_take_all_pla
     let (task, mut incoming) = accept(
         listener,
         Arc::new(server_config(certificate)),
+        ADMISSION_LIMIT,
         shutdown.clone(),
     );
     let task = tokio::spawn(task);
@@ -120,4 +121,72 @@ async fn a_stalled_handshake_holds_up_nobody_and_one_address_cannot_take_all_pla
 
     shutdown.cancel();
     task.await.unwrap();
+}
+
+/// An accepting server and a way to it.
+async fn accepting(
+    folder: &Path,
+    admission: Duration,
+) -> (
+    SocketAddr,
+    CertificateDer<'static>,
+    Incoming,
+    CancellationToken,
+) {
+    let root = write_certificate(folder, "localhost");
+    let certificate = Arc::new(Certificate::load(&files(folder)).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let config = Arc::new(server_config(certificate));
+    let (task, incoming) = accept(listener, config, admission, shutdown.clone());
+    tokio::spawn(task);
+    (address, root, incoming, shutdown)
+}
+
+#[tokio::test]
+async fn connection_without_a_good_token_is_closed_and_one_with_it_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let admission = Duration::from_millis(300);
+    let (address, root, mut incoming, shutdown) = accepting(folder.path(), admission).await;
+    let connect = async || {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = "localhost".try_into().unwrap();
+        client(&root).connect(name, stream).await.unwrap()
+    };
+    let mut good = connect().await;
+    let mut served_good = incoming.next().await.unwrap().unwrap();
+    served_good.connect_info().admit();
+    let silent = connect().await;
+    let mut served_silent = incoming.next().await.unwrap().unwrap();
+    let mut bytes = [0; 4];
+    let ended = served_silent.read_exact(&mut bytes).await.unwrap_err();
+    assert_eq!(ended.kind(), io::ErrorKind::TimedOut);
+    // The other one is past its time too, and goes on.
+    good.write_all(b"ping").await.unwrap();
+    served_good.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"ping");
+    drop(silent);
+    shutdown.cancel();
+}
+
+#[tokio::test]
+async fn tls_1_2_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (address, root, _incoming, shutdown) = accepting(folder.path(), ADMISSION_LIMIT).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root).unwrap();
+    let old = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = "localhost".try_into().unwrap();
+    let refused = TlsConnector::from(Arc::new(old))
+        .connect(name, stream)
+        .await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("ProtocolVersion"), "{refused}");
+    shutdown.cancel();
 }
