@@ -28,6 +28,7 @@ mod consolidate;
 mod door;
 mod durable;
 mod error;
+mod faults;
 mod history;
 mod inspect;
 mod limits;
@@ -43,6 +44,7 @@ mod trees;
 pub(crate) mod tests;
 
 pub use error::{HighWaterTrouble, IntroductionFault, ReceiveError};
+pub use faults::{Bound, PackFault};
 pub use inspect::Inspection;
 pub use limits::Limits;
 pub use objects::ObjectError;

@@ -41,6 +41,15 @@ pub const SERVICE_NAMESPACE_PREFIX: &str = "mcp-service-";
 /// Largest signature block that is read, in bytes. Real ones have about 300.
 pub const MAX_SIGNATURE_BYTES: usize = 8 * 1024;
 
+/// Longest name of a refused algorithm that an error repeats, in characters.
+const SHOWN_CHARS: usize = 80;
+
+/// How a signature block begins, and how it ends.
+const ARMOUR: (&str, &str) = (
+    "-----BEGIN SSH SIGNATURE-----\n",
+    "\n-----END SSH SIGNATURE-----",
+);
+
 /// FIDO flag: somebody touched the key.
 const USER_PRESENT: u8 = 0x01;
 
@@ -92,9 +101,9 @@ pub enum SignatureError {
 
 /// Verifies an SSHSIG block over `message` and gives the key that made it.
 ///
-/// Says nothing about whether that key may sign. Stricter than `ssh-keygen -Y check-novalidate` in
-/// three points: Ed25519 keys only, no weak points of the curve, and a security key must have been
-/// touched.
+/// Says nothing about whether that key may sign. Stricter than `ssh-keygen -Y check-novalidate`: Ed25519
+/// keys only, no weak points of the curve, a security key must have been touched, and nothing stands
+/// before or after the block but white space at its end. `tests/tests/signatures.rs` has the list.
 ///
 /// # Errors
 ///
@@ -116,7 +125,15 @@ pub fn verify_sshsig(
             return Err(SignatureError::OtherKind { kind });
         }
     }
-    let signature = SshSig::from_pem(pem.trim_end()).map_err(|_| SignatureError::Malformed)?;
+    let pem = pem.trim_end();
+    // The decoder would pass over whatever stands before.
+    let armoured = pem
+        .strip_prefix(ARMOUR.0)
+        .and_then(|rest| rest.strip_suffix(ARMOUR.1));
+    if armoured.is_none_or(|inner| inner.contains('-')) {
+        return Err(SignatureError::Malformed);
+    }
+    let signature = SshSig::from_pem(pem).map_err(|_| SignatureError::Malformed)?;
     if signature.version() != SshSig::VERSION || !signature.reserved().is_empty() {
         return Err(SignatureError::Malformed);
     }
@@ -150,7 +167,12 @@ pub fn verify_sshsig(
         }
         other => {
             return Err(SignatureError::Algorithm {
-                algorithm: other.algorithm().to_string(),
+                algorithm: other
+                    .algorithm()
+                    .to_string()
+                    .chars()
+                    .take(SHOWN_CHARS)
+                    .collect(),
             });
         }
     };

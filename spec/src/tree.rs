@@ -13,6 +13,12 @@ use unicode_normalization::UnicodeNormalization;
 /// Longest name of one entry, in bytes, as file systems have it.
 pub const MAX_ENTRY_NAME_BYTES: usize = 255;
 
+/// Most entries of one tree: as many files as a whole revision may have.
+pub const MAX_TREE_ENTRIES: usize = 100_000;
+
+/// Most bytes of a refused name that an error repeats.
+const SHOWN_BYTES: usize = 80;
+
 /// What an entry of a tree is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EntryMode {
@@ -80,6 +86,37 @@ pub enum TreeFault {
     Duplicate,
     /// A name that equals another's but for case or Unicode normalisation.
     Alike(String),
+    /// `.gitmodules`, however it is disguised.
+    Gitmodules,
+    /// More than [`MAX_TREE_ENTRIES`].
+    TooMany,
+}
+
+impl TreeFault {
+    /// The rule's name, for events and audit.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Garbled => "garbled-tree",
+            Self::Symlink => "symlink",
+            Self::Submodule => "submodule",
+            Self::Mode(_) => "odd-mode",
+            Self::EmptyName => "empty-name",
+            Self::LongName => "long-name",
+            Self::NotUtf8 => "name-not-utf8",
+            Self::Dots => "path-escape",
+            Self::Slash => "slash-in-name",
+            Self::Unprintable(_) => "invisible-character",
+            Self::LeadingDash => "leading-hyphen",
+            Self::DotGit => "dot-git",
+            Self::DotMcp => "dot-mcp",
+            Self::Unsorted => "unsorted-tree",
+            Self::Duplicate => "duplicate-entry",
+            Self::Alike(_) => "alike-names",
+            Self::Gitmodules => "gitmodules",
+            Self::TooMany => "too-many-entries",
+        }
+    }
 }
 
 impl fmt::Display for TreeFault {
@@ -109,6 +146,8 @@ impl fmt::Display for TreeFault {
                 f,
                 "differs from `{other}` in nothing but case or Unicode form"
             ),
+            Self::Gitmodules => f.write_str("asks git for submodules"),
+            Self::TooMany => write!(f, "is one entry more than {MAX_TREE_ENTRIES}"),
         }
     }
 }
@@ -154,6 +193,9 @@ pub fn parse_tree(raw: &[u8]) -> Result<Vec<TreeEntry>, TreeError> {
             b"160000" => return Err(fault(TreeFault::Submodule)),
             other => return Err(fault(TreeFault::Mode(escaped(other)))),
         };
+        if entries.len() == MAX_TREE_ENTRIES {
+            return Err(fault(TreeFault::TooMany));
+        }
         let name = check_name(bytes).map_err(fault)?;
         if let Some(last) = entries.last() {
             if last.name == name {
@@ -228,8 +270,11 @@ pub fn check_name(bytes: &[u8]) -> Result<&str, TreeFault> {
     if name == "." || name == ".." {
         return Err(TreeFault::Dots);
     }
-    if is_dot_git(name) {
-        return Err(TreeFault::DotGit);
+    match disguised(name) {
+        Some(Disguised::Git) => return Err(TreeFault::DotGit),
+        Some(Disguised::Gitmodules) => return Err(TreeFault::Gitmodules),
+        Some(Disguised::Dots) => return Err(TreeFault::Dots),
+        None => {}
     }
     if name.contains(['/', '\\']) {
         return Err(TreeFault::Slash);
@@ -241,25 +286,47 @@ pub fn check_name(bytes: &[u8]) -> Result<&str, TreeFault> {
         return Err(TreeFault::LeadingDash);
     }
     let may_be_dot_mcp = !name.is_ascii() || name.starts_with('.');
-    if may_be_dot_mcp && name != ".mcp" && fold(name).trim_end_matches([' ', '.']) == ".mcp" {
-        return Err(TreeFault::DotMcp);
+    if may_be_dot_mcp && name != ".mcp" {
+        let folded = fold(&name.nfkc().collect::<String>());
+        let stem = folded.split(':').next().unwrap_or_default();
+        if stem.trim_end_matches([' ', '.']) == ".mcp" {
+            return Err(TreeFault::DotMcp);
+        }
     }
     Ok(name)
 }
 
-/// Whether some file system would take the name for `.git`: in another case, with characters that
-/// HFS+ ignores, with the dots, spaces and streams that NTFS ignores, or by NTFS's short name.
-fn is_dot_git(name: &str) -> bool {
-    // Nearly every name: what comes to `.git` or `git~1` starts with a dot, a `g`, or what is ignored.
+/// What a name is to some file system, whatever it looks like.
+enum Disguised {
+    Git,
+    Gitmodules,
+    Dots,
+}
+
+/// Whether some file system would take the name for `.git`, `.gitmodules`, `.` or `..`: in another case,
+/// with characters that HFS+ ignores, with the dots, spaces and streams that NTFS ignores, by NTFS's
+/// short name, or in the compatibility forms that ZFS can be told to fold.
+fn disguised(name: &str) -> Option<Disguised> {
+    // Nearly every name: what comes to one of them starts with a dot, a `g`, or what is ignored.
     if name.is_ascii() && name.starts_with(|c: char| c.is_ascii_alphanumeric() && !"gG".contains(c))
     {
-        return false;
+        return None;
     }
-    let visible: String = name.chars().filter(|c| !is_invisible(*c)).collect();
+    let visible: String = name.nfkc().filter(|c| !is_invisible(*c)).collect();
     let folded = fold(&visible);
+    if !name.is_ascii() && matches!(folded.as_str(), "." | "..") {
+        return Some(Disguised::Dots);
+    }
     let stem = folded.split([':', '\\', '/']).next().unwrap_or_default();
-    let stem = stem.trim_end_matches([' ', '.']);
-    stem == ".git" || stem == "git~1"
+    match stem.trim_end_matches([' ', '.']) {
+        ".git" | "git~1" => Some(Disguised::Git),
+        // Windows gives the first four files of a short name numbers, and then its hash.
+        ".gitmodules" | "gitmod~1" | "gitmod~2" | "gitmod~3" | "gitmod~4" => {
+            Some(Disguised::Gitmodules)
+        }
+        short if short.starts_with("gi7eba~") => Some(Disguised::Gitmodules),
+        _ => None,
+    }
 }
 
 /// Control, format and default-ignorable characters, and separators other than the plain space.
@@ -274,6 +341,7 @@ fn is_invisible(c: char) -> bool {
             0x00AD
                 | 0x034F
                 | 0x0600..=0x0605
+                | 0x0890..=0x0891
                 | 0x061C
                 | 0x06DD
                 | 0x070F
@@ -289,16 +357,22 @@ fn is_invisible(c: char) -> bool {
                 | 0xFEFF
                 | 0xFFA0
                 | 0xFFF0..=0xFFFB
+                | 0xFDD0..=0xFDEF
                 | 0x1_10BD
+                | 0x1_10CD
+                | 0x1_3430..=0x1_345F
                 | 0x1_BCA0..=0x1_BCA3
                 | 0x1_D173..=0x1_D17A
                 | 0xE_0000..=0xE_0FFF
                 | 0xE000..=0xF8FF
                 | 0xF_0000..=0x10_FFFF
         )
+        // The two of each plane that are no characters.
+        || u32::from(c) & 0xFFFE == 0xFFFE
 }
 
-/// The form under which two names count as alike. Upper case first: so `ß` meets `ss`, and `ſ` `s`.
+/// The form under which two names count as alike. By way of the upper case, so that `ß` meets `ss`, and `ſ`
+/// `s`; and to that from the lower case, so that `ẞ` meets both.
 #[must_use]
 pub fn fold(name: &str) -> String {
     if name.is_ascii() {
@@ -306,6 +380,7 @@ pub fn fold(name: &str) -> String {
         return name.to_ascii_lowercase();
     }
     name.nfd()
+        .flat_map(char::to_lowercase)
         .flat_map(char::to_uppercase)
         .flat_map(char::to_lowercase)
         .nfc()
@@ -314,6 +389,8 @@ pub fn fold(name: &str) -> String {
 
 fn escaped(bytes: &[u8]) -> String {
     let mut text = String::new();
+    let whole = bytes.len();
+    let bytes = &bytes[..whole.min(SHOWN_BYTES)];
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             if is_invisible(c) {
@@ -325,6 +402,9 @@ fn escaped(bytes: &[u8]) -> String {
         for byte in chunk.invalid() {
             text.extend(byte.escape_ascii().map(char::from));
         }
+    }
+    if bytes.len() < whole {
+        text.push('…');
     }
     text
 }
@@ -421,9 +501,19 @@ mod tests {
             ".git::$INDEX_ALLOCATION",
             ".git\\x",
             ".git:x",
-            ".g\u{131}t".replace('\u{131}', "i").as_str(),
-            ".g\u{0130}t".replace('\u{0130}', "I").as_str(),
+            // The i without a dot has the I for its upper case.
+            ".g\u{131}t",
             ".git\u{200b}",
+            ".g\u{2060}it",
+            ".\u{202e}git\u{202c}",
+            ".git\u{206f}",
+            "\u{ff0e}git",
+            ".\u{ff47}\u{ff49}\u{ff54}",
+            "\u{2024}git",
+            ".git:$I30:$Bitmap",
+            "git~1.",
+            "git~1:x",
+            ".GIT/config",
         ] {
             assert_eq!(
                 check_name(name.as_bytes()),
@@ -434,8 +524,80 @@ mod tests {
     }
 
     #[test]
+    fn what_merely_resembles_dot_git_is_a_name() {
+        for name in [
+            "git~2", "git", "digit", ".github", "x.git", ".gitx", "…git", "gitmod~5",
+        ] {
+            assert_eq!(check_name(name.as_bytes()), Ok(name));
+        }
+    }
+
+    #[test]
+    fn submodules_are_asked_for_in_no_spelling() {
+        for name in [
+            ".gitmodules",
+            ".GITMODULES",
+            ".gitmodules ",
+            ".gitmodules:$DATA",
+            ".git\u{200c}modules",
+            "GITMOD~1",
+            "gi7eba~1",
+        ] {
+            assert_eq!(
+                check_name(name.as_bytes()),
+                Err(TreeFault::Gitmodules),
+                "{name:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn dots_in_compatibility_forms_are_a_way_out() {
+        for name in [
+            "\u{2025}",
+            "\u{2024}",
+            "\u{ff0e}\u{ff0e}",
+            ".\u{200b}.",
+            "\u{feff}.",
+        ] {
+            assert_eq!(
+                check_name(name.as_bytes()),
+                Err(TreeFault::Dots),
+                "{name:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn refusal_of_a_long_name_is_short() {
+        let error = parse_tree(&tree(&[("100644", &[b'a'; 100_000])])).unwrap_err();
+        assert_eq!(error.fault, TreeFault::LongName);
+        assert!(error.to_string().len() < 200, "{}", error.to_string().len());
+        let error = parse_tree(&tree(&[("120000", &[0xe2; 100_000])])).unwrap_err();
+        assert!(error.to_string().len() < 500);
+    }
+
+    #[test]
+    fn tree_has_as_many_entries_as_a_revision_may_have_files() {
+        let raw = |count: usize| {
+            let mut raw = Vec::new();
+            for number in 0..count {
+                raw.extend(format!("100644 {number:06}\0").into_bytes());
+                raw.extend([7; 20]);
+            }
+            raw
+        };
+        assert_eq!(
+            parse_tree(&raw(MAX_TREE_ENTRIES)).unwrap().len(),
+            MAX_TREE_ENTRIES
+        );
+        let error = parse_tree(&raw(MAX_TREE_ENTRIES + 1)).unwrap_err();
+        assert_eq!(error.fault, TreeFault::TooMany);
+    }
+
+    #[test]
     fn dot_mcp_has_one_spelling() {
-        for name in [".MCP", ".Mcp", ".mcp.", ".mcp "] {
+        for name in [".MCP", ".Mcp", ".mcp.", ".mcp ", "\u{ff0e}mcp", ".mcp:x"] {
             assert_eq!(
                 check_name(name.as_bytes()),
                 Err(TreeFault::DotMcp),
@@ -496,6 +658,15 @@ mod tests {
             ("e\u{301}", "é"),
             ("STRASSE", "straße"),
             ("\u{212a}", "k"),
+            ("\u{131}", "i"),
+            ("I", "\u{131}"),
+            ("\u{130}", "i\u{307}"),
+            ("Σ", "ς"),
+            ("\u{fb01}", "fi"),
+            ("\u{17f}", "S"),
+            ("\u{1e9e}", "ss"),
+            ("\u{212b}", "\u{e5}"),
+            ("\u{ac00}", "\u{1100}\u{1161}"),
         ] {
             let mut pair = [one, other];
             pair.sort_unstable();

@@ -154,6 +154,7 @@ impl RevisionStore {
         fs::write(objects_dir.join("info/alternates"), alternates).map_err(&make)?;
         pack::inspect(&spooled.incoming, limits, clock)?;
         let indexed = pack::index(&spooled.incoming, &pack_dir, limits, clock)?;
+        pack::refuse_duplicates(&indexed)?;
         let objects = Objects::open(
             &objects_dir,
             usize::try_from(limits.object_bytes).unwrap_or(usize::MAX),
@@ -354,6 +355,7 @@ fn unreadable(new: CommitId, error: ReadError) -> ReceiveError {
         other => ReceiveError::HostileTree {
             commit: new,
             path: "a tree".to_owned(),
+            rule: "hostile-tree",
             reason: other.to_string(),
         },
     }

@@ -7,6 +7,7 @@ use mcp_spec::revision::{CommitHeaderError, CommitId};
 use mcp_spec::signature::{AllowedSignersError, AuthorisationError, SignatureError};
 use thiserror::Error;
 
+use super::faults::{Bound, PackFault};
 use super::objects::ObjectError;
 
 /// Why a push or a fetch was refused. Nothing has changed when it is returned, but for an `Io` in
@@ -128,7 +129,9 @@ pub enum ReceiveError {
         commit: CommitId,
         /// Where in its tree.
         path: String,
-        /// Which rule is broken.
+        /// Which rule is broken: its name.
+        rule: &'static str,
+        /// The same in words.
         reason: String,
     },
     /// Something that the revision reaches is not there.
@@ -152,8 +155,8 @@ pub enum ReceiveError {
     /// One of the bounds is exceeded.
     #[error("{what} exceed the limit of {limit}")]
     TooLarge {
-        /// What is too large.
-        what: &'static str,
+        /// Which of them.
+        what: Bound,
         /// The bound.
         limit: u64,
     },
@@ -164,10 +167,10 @@ pub enum ReceiveError {
         seconds: u64,
     },
     /// The pack is not a proper pack.
-    #[error("the pack is corrupt: {reason}")]
+    #[error("the pack is corrupt: {fault}")]
     Corrupt {
         /// What is wrong with it.
-        reason: String,
+        fault: PackFault,
     },
     /// The pack holds a tag object.
     #[error("the pack holds a tag; only commits, trees and files are accepted")]
@@ -406,13 +409,13 @@ impl ReceiveError {
             Self::BadSigners { .. } => "bad-signers",
             Self::NoIntroduction { .. } => "no-introduction",
             Self::BeforeIntroduction { .. } => "before-introduction",
-            Self::BadHeader { .. } => "bad-header",
-            Self::HostileTree { .. } => "hostile-tree",
+            Self::BadHeader { fault, .. } => fault.name(),
+            Self::HostileTree { rule, .. } => rule,
             Self::MissingObject { .. } => "missing-object",
-            Self::Object { .. } => "bad-object",
-            Self::TooLarge { .. } => "too-large",
+            Self::Object { fault, .. } => fault.name(),
+            Self::TooLarge { what, .. } => what.name(),
             Self::TimedOut { .. } => "timed-out",
-            Self::Corrupt { .. } => "corrupt",
+            Self::Corrupt { fault } => fault.name(),
             Self::Tag => "tag",
             Self::BadDefinitions { .. } => "bad-definitions",
             Self::Halted(_) => "halted",

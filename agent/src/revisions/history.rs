@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use mcp_spec::revision::commit::MAX_COMMIT_BYTES;
 use mcp_spec::revision::{CommitHeaderError, CommitId, ParsedCommit};
 use mcp_spec::signature::{
     ALLOWED_SIGNERS_PATH, AllowedSigners, AuthorisationError, GIT_NAMESPACE, ParentView, PublicKey,
@@ -15,6 +16,7 @@ use mcp_spec::tree::EntryMode;
 
 use super::accepted::{AcceptedLog, Past, Record};
 use super::error::{IntroductionFault, ReceiveError};
+use super::faults::Bound;
 use super::limits::{Clockwork, Limits};
 use super::objects::{Id, Kind, ObjectError, Objects};
 use super::trees::{Shapes, TreeWalkError, Trees};
@@ -64,7 +66,7 @@ impl Verification<'_> {
             self.clock.check()?;
             if sketches.len() > self.limits.commits {
                 return Err(ReceiveError::TooLarge {
-                    what: "new commits",
+                    what: Bound::Commits,
                     limit: self.limits.commits as u64,
                 });
             }
@@ -110,9 +112,11 @@ impl Verification<'_> {
         };
         let tree = value(lines.next(), "tree ").ok_or_else(malformed)?;
         let mut parents = Vec::new();
+        // A commit may name ten thousands of them.
+        let mut named = HashSet::new();
         for line in lines.take_while(|line| line.starts_with(b"parent ")) {
             let parent = value(Some(line), "parent ").ok_or_else(malformed)?;
-            if !parents.contains(&parent) {
+            if named.insert(parent) {
                 parents.push(parent);
             }
         }
@@ -124,9 +128,15 @@ impl Verification<'_> {
     }
 
     fn raw_commit(&self, id: CommitId) -> Result<Vec<u8>, ReceiveError> {
-        self.objects
+        let raw = self
+            .objects
             .read_kind(id.as_bytes(), Kind::Commit)
-            .map_err(|error| ReceiveError::object(id, "the commit", error))
+            .map_err(|error| ReceiveError::object(id, "the commit", error))?;
+        if raw.len() > MAX_COMMIT_BYTES {
+            let fault = CommitHeaderError::TooLarge { bytes: raw.len() };
+            return Err(ReceiveError::BadHeader { commit: id, fault });
+        }
+        Ok(raw)
     }
 
     /// Verifies all new commits and gives them, oldest first; what lies before the introduction is

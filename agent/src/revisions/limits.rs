@@ -18,6 +18,9 @@ pub struct Limits {
     pub inflated_bytes: u64,
     /// Deltas upon deltas; git itself makes at most 50 unless told otherwise.
     pub delta_depth: u32,
+    /// Bytes of what the deltas upon one another make, the base with them: all of them may be in memory
+    /// at a time.
+    pub delta_chain_bytes: u64,
     /// Commits that are new.
     pub commits: usize,
     /// Directories within directories.
@@ -38,6 +41,7 @@ impl Default for Limits {
             object_bytes: 32 * 1024 * 1024,
             inflated_bytes: 1024 * 1024 * 1024,
             delta_depth: 250,
+            delta_chain_bytes: 256 * 1024 * 1024,
             commits: 100_000,
             tree_depth: 32,
             tree_paths: 100_000,

@@ -44,6 +44,12 @@ pub enum ObjectError {
         /// The limit.
         limit: u64,
     },
+    /// It is made to collide with another object under SHA-1.
+    #[error("the object {id} is made for a SHA-1 collision")]
+    Collision {
+        /// Its id.
+        id: String,
+    },
     /// It cannot be decoded, or its bytes do not match its id.
     #[error("the object {id} is corrupt: {reason}")]
     Corrupt {
@@ -52,6 +58,20 @@ pub enum ObjectError {
         /// What failed.
         reason: String,
     },
+}
+
+impl ObjectError {
+    /// The fault's name, for events and audit.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Missing { .. } => "missing-object",
+            Self::Kind { .. } => "wrong-object-kind",
+            Self::TooLarge { .. } => "object-too-large",
+            Self::Collision { .. } => "sha1-collision",
+            Self::Corrupt { .. } => "corrupt-object",
+        }
+    }
 }
 
 /// One object database, with what it borrows from.
@@ -85,8 +105,13 @@ impl Objects {
         let kind = found.kind;
         let length = found.data.len();
         self.check_size(id, length as u64)?;
-        let actual = gix::objs::compute_hash(gix::hash::Kind::Sha1, kind, found.data)
-            .map_err(|error| corrupt(id, &error.to_string()))?;
+        // It fails for what is made to collide, and for nothing else.
+        let actual =
+            gix::objs::compute_hash(gix::hash::Kind::Sha1, kind, found.data).map_err(|_| {
+                ObjectError::Collision {
+                    id: hex::encode(id),
+                }
+            })?;
         if actual.as_slice() != id {
             return Err(corrupt(id, "its bytes do not match its id"));
         }

@@ -127,6 +127,14 @@ impl RevisionStore {
                 return Err(OpenError::Foreign { path });
             }
         }
+        let packed = repository.join("packed-refs");
+        let refs = match fs::read(&packed) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(OpenError::io("read the packed refs"))?,
+        };
+        if refs.split(|c| *c == b'\n').any(is_replacement) {
+            return Err(OpenError::Foreign { path: packed });
+        }
         clear_leftovers(&store).map_err(OpenError::io("clear what an earlier run left"))?;
         let accepted =
             AcceptedLog::read(data_dir).map_err(OpenError::io("read the accepted commits"))?;
@@ -339,6 +347,12 @@ impl RevisionStore {
         state.trouble = None;
         Ok(())
     }
+}
+
+/// Whether a line of the packed refs has another object read in the place of one.
+fn is_replacement(line: &[u8]) -> bool {
+    let name = line.split(|c| *c == b' ').nth(1);
+    name.is_some_and(|name| name.starts_with(b"refs/replace/"))
 }
 
 /// Removes locks, quarantined packs, and packs that were moved in without their index. One agent

@@ -14,6 +14,7 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use super::error::ReceiveError;
+use super::faults::{Bound, PackFault};
 use super::limits::{Clockwork, Limits};
 use super::objects::{Id, Objects, oid};
 
@@ -48,7 +49,7 @@ pub(super) fn store_bounded(
         left = left
             .checked_sub(count as u64)
             .ok_or(ReceiveError::TooLarge {
-                what: "the pack's bytes",
+                what: Bound::PackBytes,
                 limit: limits.pack_bytes,
             })?;
         file.write_all(&chunk[..count])
@@ -79,64 +80,86 @@ pub(super) fn inspect(
         u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
     };
     if &header[..4] != b"PACK" {
-        return Err(corrupt("it does not start with PACK"));
+        return Err(corrupt(PackFault::NotAPack));
     }
     if word(4) != 2 {
-        return Err(corrupt("it is not of version 2"));
+        return Err(corrupt(PackFault::Version(word(4))));
     }
     let count = word(8);
     if count == 0 {
-        return Err(corrupt("it is empty"));
+        return Err(corrupt(PackFault::Empty));
     }
-    limit("the pack's objects", u64::from(count), limits.objects)?;
+    limit(Bound::Objects, u64::from(count), limits.objects)?;
 
     let mut inflate = gix::zlib::Decompress::new();
     let mut scratch = vec![0; CHUNK_BYTES];
-    let mut depths: HashMap<u64, u32> = HashMap::new();
+    let mut chains: HashMap<u64, Chain> = HashMap::new();
     let mut total: u64 = 0;
     for _ in 0..count {
         clock.check()?;
         let start = reader.offset;
         let (kind, size) = entry_header(&mut reader)?;
-        let depth = match kind {
-            1..=3 => 0,
+        let base = match kind {
+            1..=3 => None,
             4 => return Err(ReceiveError::Tag),
             6 => {
                 let distance = base_distance(&mut reader)?;
                 let base = start
                     .checked_sub(distance)
-                    .and_then(|base| depths.get(&base))
-                    .ok_or_else(|| corrupt("a delta has no base"))?;
+                    .and_then(|base| chains.get(&base))
+                    .ok_or_else(|| corrupt(PackFault::DeltaBase))?;
                 limit(
-                    "the depth of deltas",
-                    u64::from(*base) + 1,
+                    Bound::DeltaDepth,
+                    u64::from(base.depth) + 1,
                     limits.delta_depth.into(),
                 )?;
-                base + 1
+                Some(*base)
             }
-            7 => {
-                return Err(corrupt(
-                    "it holds reference deltas; only offset deltas are accepted",
-                ));
-            }
-            _ => return Err(corrupt("an entry has an unknown kind")),
+            7 => return Err(corrupt(PackFault::ReferenceDelta)),
+            other => return Err(corrupt(PackFault::Kind(other))),
         };
-        depths.insert(start, depth);
-        limit("an object's bytes", size, limits.object_bytes)?;
+        limit(Bound::ObjectBytes, size, limits.object_bytes)?;
         let first = inflate_entry(&mut reader, &mut inflate, &mut scratch, size)?;
-        let result = if depth == 0 {
-            size
-        } else {
-            delta_result(&first)?
+        let (chain, result) = match base {
+            None => (
+                Chain {
+                    depth: 0,
+                    bytes: size,
+                },
+                size,
+            ),
+            Some(base) => {
+                let result = delta_result(&first)?;
+                let chain = Chain {
+                    depth: base.depth + 1,
+                    bytes: base.bytes.saturating_add(result),
+                };
+                (chain, result)
+            }
         };
-        limit("an object's bytes", result, limits.object_bytes)?;
+        limit(Bound::ObjectBytes, result, limits.object_bytes)?;
+        limit(
+            Bound::DeltaChainBytes,
+            chain.bytes,
+            limits.delta_chain_bytes,
+        )?;
+        chains.insert(start, chain);
         total = total.saturating_add(result);
-        limit("the pack's inflated bytes", total, limits.inflated_bytes)?;
+        limit(Bound::InflatedBytes, total, limits.inflated_bytes)?;
     }
-    if reader.offset + TRAILER_BYTES != length {
-        return Err(corrupt("its length does not fit the number of its objects"));
+    match (reader.offset + TRAILER_BYTES).cmp(&length) {
+        std::cmp::Ordering::Equal => Ok(count),
+        std::cmp::Ordering::Less => Err(corrupt(PackFault::Trailing(count))),
+        std::cmp::Ordering::Greater => Err(corrupt(PackFault::Truncated)),
     }
-    Ok(count)
+}
+
+/// The deltas that lead to an object.
+#[derive(Clone, Copy)]
+struct Chain {
+    depth: u32,
+    /// Of all that they make on the way, which the indexer may hold at a time.
+    bytes: u64,
 }
 
 /// Kind and inflated size of the next entry.
@@ -148,7 +171,7 @@ fn entry_header(reader: &mut Counted) -> Result<(u8, u64), ReceiveError> {
     while byte & 0x80 != 0 {
         byte = reader.byte()?;
         if shift > 53 {
-            return Err(corrupt("an entry's size is out of range"));
+            return Err(corrupt(PackFault::SizeRange));
         }
         size |= u64::from(byte & 0x7f) << shift;
         shift += 7;
@@ -163,12 +186,12 @@ fn base_distance(reader: &mut Counted) -> Result<u64, ReceiveError> {
     while byte & 0x80 != 0 {
         byte = reader.byte()?;
         if distance >= 1 << 48 {
-            return Err(corrupt("a delta's base is out of range"));
+            return Err(corrupt(PackFault::DeltaBase));
         }
         distance = ((distance + 1) << 7) | u64::from(byte & 0x7f);
     }
     if distance == 0 {
-        return Err(corrupt("a delta is its own base"));
+        return Err(corrupt(PackFault::DeltaBase));
     }
     Ok(distance)
 }
@@ -192,12 +215,13 @@ fn inflate_entry(
         let ended = input.is_empty();
         let status = inflate
             .decompress(input, scratch, FlushDecompress::None)
-            .map_err(|_| corrupt("an entry cannot be inflated"))?;
+            .map_err(|_| corrupt(PackFault::Inflate))?;
         let consumed = inflate.total_in() - before.0;
         let produced = inflate.total_out() - before.1;
         reader.consume(consumed);
-        if inflate.total_out() > size {
-            return Err(corrupt("an entry is larger than it says"));
+        let found = inflate.total_out();
+        if found > size {
+            return Err(corrupt(PackFault::EntrySize { said: size, found }));
         }
         if first.len() < 32 {
             let take = usize::try_from(produced).unwrap_or(0).min(32);
@@ -207,11 +231,12 @@ fn inflate_entry(
             break;
         }
         if consumed == 0 && produced == 0 || ended {
-            return Err(corrupt("it ends in the middle of an entry"));
+            return Err(corrupt(PackFault::Truncated));
         }
     }
-    if inflate.total_out() != size {
-        return Err(corrupt("an entry is smaller than it says"));
+    let found = inflate.total_out();
+    if found != size {
+        return Err(corrupt(PackFault::EntrySize { said: size, found }));
     }
     Ok(first)
 }
@@ -222,15 +247,13 @@ fn delta_result(first: &[u8]) -> Result<u64, ReceiveError> {
     let mut number = || {
         let mut value: u64 = 0;
         for shift in (0..56).step_by(7) {
-            let byte = bytes
-                .next()
-                .ok_or_else(|| corrupt("a delta is cut short"))?;
+            let byte = bytes.next().ok_or_else(|| corrupt(PackFault::Delta))?;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 return Ok(value);
             }
         }
-        Err(corrupt("a delta's size is out of range"))
+        Err(corrupt(PackFault::Delta))
     };
     number()?;
     number()
@@ -245,7 +268,7 @@ impl Counted {
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), ReceiveError> {
         self.inner.read_exact(buffer).map_err(|error| {
             if error.kind() == io::ErrorKind::UnexpectedEof {
-                corrupt("it ends early")
+                corrupt(PackFault::Truncated)
             } else {
                 ReceiveError::io("read the quarantined pack")(error)
             }
@@ -312,16 +335,44 @@ pub(super) fn index(
         outcome
     });
     clock.check()?;
-    let outcome = outcome.map_err(|error| ReceiveError::Corrupt {
-        reason: error.to_string(),
-    })?;
+    let outcome = outcome.map_err(|error| corrupt(index_fault(&error)))?;
     if let Some(keep) = &outcome.keep_path {
         std::fs::remove_file(keep).map_err(ReceiveError::io("clear the quarantine"))?;
     }
     match (outcome.data_path, outcome.index_path) {
         (Some(pack), Some(index)) => Ok(Indexed { pack, index }),
-        _ => Err(corrupt("it is empty")),
+        _ => Err(corrupt(PackFault::Empty)),
     }
+}
+
+/// What the indexer found. It tells its faults apart in words alone.
+fn index_fault(error: &(impl std::fmt::Debug + std::fmt::Display)) -> PackFault {
+    // With its causes.
+    let text = format!("{error:?}");
+    if text.contains("collision attack") {
+        PackFault::Collision
+    } else if text.contains("Corrupt delta data") {
+        PackFault::Delta
+    } else if text.contains("pack checksum in trailer") {
+        PackFault::Checksum
+    } else {
+        PackFault::Index(error.to_string())
+    }
+}
+
+/// Refuses a pack that holds an object twice: readers would differ in which of the two they take.
+pub(super) fn refuse_duplicates(indexed: &Indexed) -> Result<(), ReceiveError> {
+    let index = gix_pack::index::File::at(&indexed.index, gix::hash::Kind::Sha1)
+        .map_err(|error| corrupt(PackFault::Index(error.to_string())))?;
+    let mut last = None;
+    // Sorted by id.
+    for entry in index.iter() {
+        if last == Some(entry.oid) {
+            return Err(corrupt(PackFault::Duplicate(entry.oid.to_string())));
+        }
+        last = Some(entry.oid);
+    }
+    Ok(())
 }
 
 /// Writes a pack of whole objects, in the order given.
@@ -388,13 +439,11 @@ pub enum PackWriteError {
     },
 }
 
-fn corrupt(reason: &str) -> ReceiveError {
-    ReceiveError::Corrupt {
-        reason: reason.to_owned(),
-    }
+const fn corrupt(fault: PackFault) -> ReceiveError {
+    ReceiveError::Corrupt { fault }
 }
 
-fn limit(what: &'static str, value: u64, limit: u64) -> Result<(), ReceiveError> {
+fn limit(what: Bound, value: u64, limit: u64) -> Result<(), ReceiveError> {
     if value > limit {
         return Err(ReceiveError::TooLarge { what, limit });
     }

@@ -1,6 +1,6 @@
 //! Reading what was accepted: trees, files, history. Nothing outside the accepted set is readable.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
 
 use mcp_spec::definition::{DefinitionError, SHARED_PATH, Sharing};
@@ -11,6 +11,7 @@ use mcp_spec::tree::EntryMode;
 use thiserror::Error;
 
 use super::accepted::{AcceptedLog, Past, Record};
+use super::faults::Bound;
 use super::history::Verification;
 use super::limits::{Clockwork, Limits};
 use super::objects::{Id, Kind, ObjectError, Objects};
@@ -21,6 +22,10 @@ use super::{ReceiveError, RevisionStore, VerifiedRevision};
 
 /// Most bytes of all definitions of a revision together: three kilobytes for each of ten thousand.
 pub(super) const MAX_DEFINITIONS_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Most bytes of the files of a revision that are read for their digests, those that are alike once: as
+/// many as one pack may inflate to.
+const MAX_FILES_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// Fewest hexadecimal digits that name a commit.
 const MIN_PREFIX_CHARS: usize = 4;
@@ -54,7 +59,7 @@ pub enum ReadError {
     #[error("{what} exceed the limit of {limit}")]
     TooLarge {
         /// What is too large.
-        what: &'static str,
+        what: Bound,
         /// The bound.
         limit: u64,
     },
@@ -398,22 +403,39 @@ pub(super) fn tree_files(
     let trees = Trees::new(objects);
     let mut files = TreeFiles::new(sharing(objects, commit)?);
     let mut left = MAX_DEFINITIONS_BYTES;
+    // A hundred thousand names may stand for one large file, which is read once.
+    let mut digests: HashMap<Id, Digest> = HashMap::new();
+    let mut read: u64 = 0;
     for directory in ["services", "files", "secrets"] {
         let found = trees
             .files(&root, directory, limit)
             .map_err(|error| walk_error(commit, error))?;
         for (path, id) in found {
+            let is_definition = is_definition(&path);
+            if let Some(digest) = digests.get(&id).filter(|_| !is_definition) {
+                files.insert_digest(path, *digest);
+                continue;
+            }
             let bytes = objects
                 .read_kind(&id, Kind::Blob)
                 .map_err(|source| ReadError::Object { commit, source })?;
-            if is_definition(&path) {
+            if is_definition {
                 left = left
                     .checked_sub(bytes.len() as u64)
                     .ok_or_else(too_many_bytes)?;
                 files.insert_definition(path, bytes);
-            } else {
-                files.insert_digest(path, Digest::of(&bytes));
+                continue;
             }
+            read = read.saturating_add(bytes.len() as u64);
+            if read > MAX_FILES_BYTES {
+                return Err(ReadError::TooLarge {
+                    what: Bound::FileBytes,
+                    limit: MAX_FILES_BYTES,
+                });
+            }
+            let digest = Digest::of(&bytes);
+            digests.insert(id, digest);
+            files.insert_digest(path, digest);
         }
     }
     Ok(files)
@@ -457,7 +479,7 @@ pub(super) fn sharing(
 
 pub(super) fn too_many_bytes() -> ReadError {
     ReadError::TooLarge {
-        what: "the definitions' bytes",
+        what: Bound::DefinitionBytes,
         limit: MAX_DEFINITIONS_BYTES,
     }
 }
@@ -552,7 +574,7 @@ pub(super) fn walk_error(commit: CommitId, error: TreeWalkError) -> ReadError {
     match error {
         TreeWalkError::Object(source) => ReadError::Object { commit, source },
         TreeWalkError::TooMany { limit } => ReadError::TooLarge {
-            what: "the revision's files",
+            what: Bound::TreePaths,
             limit,
         },
         error @ TreeWalkError::Hostile { .. } => ReadError::Damaged {

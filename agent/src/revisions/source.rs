@@ -15,12 +15,19 @@ use mcp_spec::revision::CommitId;
 use thiserror::Error;
 
 use super::door::Spooled;
+use super::faults::{Bound, PackFault};
 use super::history::Verification;
 use super::limits::{Clockwork, Limits};
 use super::objects::{Id, Objects};
 use super::pack::{self, PackWriteError};
 use super::trees;
 use super::{Accepted, ReceiveError, RevisionStore};
+
+/// Most bytes of a file of another repository that is read whole: its configuration, a ref.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// Most bytes of its packed refs: some hundred thousand.
+const MAX_PACKED_REFS_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Why nothing could be fetched.
 #[derive(Debug, Error)]
@@ -48,6 +55,14 @@ pub enum FetchError {
         path: PathBuf,
         /// What git's library said.
         reason: String,
+    },
+    /// A repository with something in it that no git writes there.
+    #[error("{} cannot be read: it is {what}", path.display())]
+    Odd {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
     },
     /// A repository that borrows its objects.
     #[error("{} borrows objects from another repository; repack it with `git repack -a -d` and remove objects/info/alternates", path.display())]
@@ -120,6 +135,7 @@ impl FetchError {
             Self::Transport { .. } => "unsupported-transport",
             Self::Url { .. } => "bad-url",
             Self::NoRepository { .. } => "no-repository",
+            Self::Odd { .. } => "odd-repository",
             Self::Borrows { .. } => "borrowed-objects",
             Self::NoBranch { .. } => "no-branch",
             Self::Stalled { .. } => "stalled",
@@ -230,12 +246,14 @@ impl RevisionStore {
         let mut bounded = Bounded {
             inner: io::BufWriter::new(file),
             left: limits.pack_bytes,
+            clock: &clock,
             exceeded: false,
         };
         let written = pack::write(&theirs, &ids, &mut bounded);
+        clock.check()?;
         if bounded.exceeded {
             return Err(ReceiveError::TooLarge {
-                what: "the pack's bytes",
+                what: Bound::PackBytes,
                 limit: limits.pack_bytes,
             });
         }
@@ -243,21 +261,24 @@ impl RevisionStore {
             PackWriteError::Object(source) => ReceiveError::object(tip, "an object", source),
             PackWriteError::Io(source) => ReceiveError::io("write the fetched pack")(source),
             other => ReceiveError::Corrupt {
-                reason: other.to_string(),
+                fault: PackFault::Index(other.to_string()),
             },
         })?;
         Ok(spooled)
     }
 }
 
-struct Bounded<W> {
+struct Bounded<'a, W> {
     inner: W,
     left: u64,
+    /// Every object is written in a few pieces, however much it inflates to.
+    clock: &'a Clockwork,
     exceeded: bool,
 }
 
-impl<W: Write> Write for Bounded<W> {
+impl<W: Write> Write for Bounded<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.clock.check().map_err(io::Error::other)?;
         let count = self.inner.write(bytes)?;
         match self.left.checked_sub(count as u64) {
             Some(left) => self.left = left,
@@ -333,21 +354,45 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// Looks at the files that git's library reads whole: a pipe would be waited for, and what is too large for a
+/// file of its name would fill the memory.
+fn check_files(path: &Path, branch: &gix::refs::FullName) -> Result<(), FetchError> {
+    let reference = branch.as_bstr().to_string();
+    for dir in [path.to_owned(), path.join(".git")] {
+        for (name, most) in [
+            ("", MAX_FILE_BYTES),
+            ("HEAD", MAX_FILE_BYTES),
+            ("config", MAX_FILE_BYTES),
+            ("commondir", MAX_FILE_BYTES),
+            ("gitdir", MAX_FILE_BYTES),
+            ("shallow", MAX_FILE_BYTES),
+            (reference.as_str(), MAX_FILE_BYTES),
+            ("packed-refs", MAX_PACKED_REFS_BYTES),
+        ] {
+            // Of a work tree `.git` may be a file.
+            let file = if name.is_empty() {
+                dir.clone()
+            } else {
+                dir.join(name)
+            };
+            let Ok(found) = file.metadata() else { continue };
+            let what = if found.is_dir() {
+                continue;
+            } else if !found.is_file() {
+                "no regular file"
+            } else if found.len() > most {
+                "too large for what it is"
+            } else {
+                continue;
+            };
+            return Err(FetchError::Odd { path: file, what });
+        }
+    }
+    Ok(())
+}
+
 /// Where the other repository's objects are, and where its branch stands.
 fn branch_tip(path: &Path, branch: &str) -> Result<(PathBuf, CommitId), FetchError> {
-    // Isolated: nothing of this user's or the system's configuration. Another owner is expected,
-    // and gives the other repository's own configuration no say.
-    let options = gix::open::Options::isolated().with(gix::sec::Trust::Reduced);
-    let repository = gix::open_opts(path, options).map_err(|error| FetchError::NoRepository {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })?;
-    let objects = repository.common_dir().join("objects");
-    if objects.join("info/alternates").symlink_metadata().is_ok() {
-        return Err(FetchError::Borrows {
-            path: path.to_owned(),
-        });
-    }
     let missing = || FetchError::NoBranch {
         path: path.to_owned(),
         branch: branch
@@ -358,6 +403,26 @@ fn branch_tip(path: &Path, branch: &str) -> Result<(PathBuf, CommitId), FetchErr
     };
     let name = format!("refs/heads/{branch}");
     let name: gix::refs::FullName = name.as_str().try_into().map_err(|_| missing())?;
+    check_files(path, &name)?;
+    let borrows = |objects: PathBuf| {
+        if objects.join("info/alternates").symlink_metadata().is_ok() {
+            return Err(FetchError::Borrows {
+                path: path.to_owned(),
+            });
+        }
+        Ok(objects)
+    };
+    // Before it is opened, which follows them, and again of what was opened.
+    borrows(path.join("objects"))?;
+    borrows(path.join(".git/objects"))?;
+    // Isolated: nothing of this user's or the system's configuration. Another owner is expected,
+    // and gives the other repository's own configuration no say.
+    let options = gix::open::Options::isolated().with(gix::sec::Trust::Reduced);
+    let repository = gix::open_opts(path, options).map_err(|error| FetchError::NoRepository {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
+    let objects = borrows(repository.common_dir().join("objects"))?;
     let mut reference = repository
         .try_find_reference(name.as_ref())
         .ok()

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use gix::objs::TreeRefIter;
 use mcp_spec::revision::CommitId;
-use mcp_spec::tree::{EntryMode, TreeEntry, parse_like, parse_tree};
+use mcp_spec::tree::{EntryMode, TreeEntry, TreeFault, parse_like, parse_tree};
 
 use super::error::ReceiveError;
+use super::faults::Bound;
 use super::limits::{Clockwork, Limits};
 use super::objects::{Id, Kind, ObjectError, Objects};
 
@@ -17,8 +18,8 @@ use super::objects::{Id, Kind, ObjectError, Objects};
 /// megabytes.
 const CACHED_ENTRIES: usize = 200_000;
 
-/// Folders whose last tree is kept at hand.
-const CACHED_PATHS: usize = 10_000;
+/// Most bytes of a name from before the introduction that an error repeats.
+const SHOWN_BYTES: usize = 80;
 
 /// What is known of a tree that was walked: enough to judge what holds it without another walk.
 #[derive(Clone, Copy, Default)]
@@ -103,6 +104,8 @@ pub(super) struct Trees<'a> {
     extents: RefCell<HashMap<Id, Extent>>,
     /// The tree of each path whose extent was told last.
     last: RefCell<HashMap<String, (Listing, Extent)>>,
+    /// Entries of those trees.
+    held_last: Cell<usize>,
     blobs: RefCell<HashSet<Id>>,
     present: RefCell<HashSet<Id>>,
 }
@@ -113,7 +116,11 @@ pub(super) enum TreeWalkError {
     #[error(transparent)]
     Object(#[from] ObjectError),
     #[error("{path} {reason}")]
-    Hostile { path: String, reason: String },
+    Hostile {
+        path: String,
+        rule: &'static str,
+        reason: String,
+    },
     #[error("the files exceed the limit of {limit}")]
     TooMany { limit: u64 },
 }
@@ -122,13 +129,14 @@ impl TreeWalkError {
     pub(super) fn at(self, commit: CommitId) -> ReceiveError {
         match self {
             Self::Object(source) => ReceiveError::object(commit, "the tree", source),
-            Self::Hostile { path, reason } => ReceiveError::HostileTree {
+            Self::Hostile { path, rule, reason } => ReceiveError::HostileTree {
                 commit,
                 path,
+                rule,
                 reason,
             },
             Self::TooMany { limit } => ReceiveError::TooLarge {
-                what: "the revision's files",
+                what: Bound::TreePaths,
                 limit,
             },
         }
@@ -149,6 +157,7 @@ impl<'a> Trees<'a> {
             held: Cell::default(),
             extents: RefCell::default(),
             last: RefCell::default(),
+            held_last: Cell::default(),
             blobs: RefCell::default(),
             present: RefCell::default(),
         }
@@ -172,6 +181,7 @@ impl<'a> Trees<'a> {
         } else {
             let entries = parse_tree(&raw).map_err(|error| TreeWalkError::Hostile {
                 path: format!("`{}`", join(path, &error.name)),
+                rule: error.fault.name(),
                 reason: error.fault.to_string(),
             })?;
             let ids = entries.iter().map(|entry| entry.id).collect();
@@ -222,10 +232,15 @@ impl<'a> Trees<'a> {
     fn keep_extent(&self, id: &Id, path: &str, listing: &Listing, extent: Extent) {
         self.extents.borrow_mut().insert(*id, extent);
         let mut last = self.last.borrow_mut();
-        if last.len() > CACHED_PATHS {
+        let before = last.insert(path.to_owned(), (listing.clone(), extent));
+        let before = before.map_or(0, |(before, _)| before.ids.len() + 1);
+        let held = (self.held_last.get() + listing.ids.len() + 1).saturating_sub(before);
+        if held > CACHED_ENTRIES {
             last.clear();
+            self.held_last.set(0);
+        } else {
+            self.held_last.set(held);
         }
-        last.insert(path.to_owned(), (listing.clone(), extent));
     }
 
     /// The extent of a tree that differs in the contents of files alone from the last one of its path.
@@ -257,14 +272,7 @@ impl<'a> Trees<'a> {
         limits: &Limits,
         clock: &Clockwork,
     ) -> Result<(), ReceiveError> {
-        let extent = self.extent(commit, root, "", 0, limits, clock)?;
-        if extent.paths > limits.tree_paths {
-            return Err(ReceiveError::TooLarge {
-                what: "the revision's files",
-                limit: limits.tree_paths,
-            });
-        }
-        Ok(())
+        self.extent(commit, root, "", 0, limits, clock).map(|_| ())
     }
 
     fn extent(
@@ -277,13 +285,26 @@ impl<'a> Trees<'a> {
         clock: &Clockwork,
     ) -> Result<Extent, ReceiveError> {
         let too_deep = || ReceiveError::TooLarge {
-            what: "directories within directories",
+            what: Bound::TreeDepth,
             limit: limits.tree_depth.into(),
         };
         let too_long = || ReceiveError::TooLarge {
-            what: "the bytes of a path",
+            what: Bound::PathBytes,
             limit: limits.path_bytes as u64,
         };
+        // At once, and not where the whole is known: what a bomb holds is never in memory together.
+        let fits = |extent: &Extent| {
+            if extent.paths > limits.tree_paths {
+                return Err(ReceiveError::TooLarge {
+                    what: Bound::TreePaths,
+                    limit: limits.tree_paths,
+                });
+            }
+            Ok(())
+        };
+        if path.len() > limits.path_bytes {
+            return Err(too_long());
+        }
         let known = self.extents.borrow().get(id).copied();
         let extent = if let Some(known) = known {
             known
@@ -297,6 +318,7 @@ impl<'a> Trees<'a> {
                 return Err(ReceiveError::HostileTree {
                     commit,
                     path: format!("`{path}`"),
+                    rule: "empty-directory",
                     reason: "is an empty directory".to_owned(),
                 });
             }
@@ -313,12 +335,14 @@ impl<'a> Trees<'a> {
                         self.check_blob(commit, id, path, &entry.name)?;
                         extent.add_file(entry);
                     }
+                    fits(&extent)?;
                 }
                 extent
             };
             self.keep_extent(id, path, &listing, extent);
             extent
         };
+        fits(&extent)?;
         if depth.saturating_add(extent.height) > limits.tree_depth {
             return Err(too_deep());
         }
@@ -353,11 +377,15 @@ impl<'a> Trees<'a> {
         root: &Id,
         clock: &Clockwork,
     ) -> Result<(), ReceiveError> {
-        let mut waiting = vec![*root];
-        while let Some(id) = waiting.pop() {
-            if !self.present.borrow_mut().insert(id) {
-                continue;
+        // Once each: a bomb names one tree a million times.
+        let mut waiting = Vec::new();
+        let wait = |waiting: &mut Vec<Id>, id: Id| {
+            if self.present.borrow_mut().insert(id) {
+                waiting.push(id);
             }
+        };
+        wait(&mut waiting, *root);
+        while let Some(id) = waiting.pop() {
             clock.check()?;
             let raw = self
                 .objects
@@ -367,15 +395,22 @@ impl<'a> Trees<'a> {
                 let entry = entry.map_err(|error| ReceiveError::HostileTree {
                     commit,
                     path: format!("the tree {}", hex::encode(id)),
+                    rule: TreeFault::Garbled.name(),
                     reason: format!("cannot be read: {error}"),
                 })?;
                 let Ok(below) = Id::try_from(entry.oid.as_bytes()) else {
                     continue;
                 };
                 if entry.mode.is_tree() {
-                    waiting.push(below);
+                    wait(&mut waiting, below);
                 } else if !entry.mode.is_commit() {
-                    self.check_blob(commit, &below, "", &entry.filename.to_string())?;
+                    // Its name has not been looked at.
+                    let name = entry.filename.iter().take(SHOWN_BYTES);
+                    let name: String = name
+                        .flat_map(|c| c.escape_ascii())
+                        .map(char::from)
+                        .collect();
+                    self.check_blob(commit, &below, "", &name)?;
                 }
             }
         }
@@ -524,15 +559,16 @@ pub(super) fn reach(
     limits: &Limits,
     clock: &Clockwork,
 ) -> Result<(), ReceiveError> {
-    let mut waiting = vec![*root];
+    // Once each: a bomb names one tree a million times.
+    let mut waiting = Vec::new();
+    if held.insert(*root) {
+        waiting.push(*root);
+    }
     while let Some(id) = waiting.pop() {
-        if !held.insert(id) {
-            continue;
-        }
         clock.check()?;
         if reached.len() as u64 >= limits.objects {
             return Err(ReceiveError::TooLarge {
-                what: "the objects",
+                what: Bound::Objects,
                 limit: limits.objects,
             });
         }
@@ -544,13 +580,16 @@ pub(super) fn reach(
             let entry = entry.map_err(|error| ReceiveError::HostileTree {
                 commit,
                 path: format!("the tree {}", hex::encode(id)),
+                rule: TreeFault::Garbled.name(),
                 reason: format!("cannot be read: {error}"),
             })?;
             let Ok(below) = Id::try_from(entry.oid.as_bytes()) else {
                 continue;
             };
             if entry.mode.is_tree() {
-                waiting.push(below);
+                if held.insert(below) {
+                    waiting.push(below);
+                }
             } else if !entry.mode.is_commit() && held.insert(below) {
                 reached.push(below);
             }

@@ -22,7 +22,7 @@ use crate::auth::Identity;
 use crate::auth::requests::Signed;
 use crate::planning::Wish;
 use crate::registry::{RevisionFilter, RevisionRow};
-use crate::revisions::{Accepted, Limits};
+use crate::revisions::{Accepted, Bound, Limits};
 use crate::source::Way;
 
 /// Longest request id, in bytes.
@@ -96,7 +96,7 @@ impl Header {
         if header.pack_bytes > limit {
             return Err(Failure::new(
                 Code::ResourceExhausted,
-                "too-large",
+                Bound::PackBytes.name(),
                 format!(
                     "a pack of {} bytes exceeds the limit of {limit}",
                     header.pack_bytes

@@ -463,9 +463,9 @@ async fn a_push_that_breaks_the_contract_changes_nothing() {
         (vec![header(5), header(5)], "bad-request"),
         (vec![header(5), Part::Chunk(vec![0; 4])], "bad-request"),
         (vec![header(5), Part::Chunk(vec![0; 6])], "bad-request"),
-        (vec![header(1 << 40)], "too-large"),
-        (vec![header(5), Part::Chunk(vec![0; 5])], "corrupt"),
-        (vec![header(0)], "corrupt"),
+        (vec![header(1 << 40)], "pack-too-large"),
+        (vec![header(5), Part::Chunk(vec![0; 5])], "truncated-pack"),
+        (vec![header(0)], "truncated-pack"),
     ] {
         let shown = format!("{parts:?}");
         let request = agent.with(Role::Operator, push(parts));

@@ -17,6 +17,9 @@ pub const MAX_COMMIT_BYTES: usize = 1024 * 1024;
 /// Most parents of one commit. Git's own octopus merges stay far below.
 pub const MAX_PARENTS: usize = 16;
 
+/// Longest name of a header, in bytes. The longest of git's own has 13.
+const MAX_HEADER_NAME_BYTES: usize = 64;
+
 /// The last second of the year 9999: a later date is no date.
 const MAX_SECONDS: i64 = 253_402_300_799;
 
@@ -106,6 +109,24 @@ pub enum CommitHeaderError {
     },
 }
 
+impl CommitHeaderError {
+    /// The rule's name, for events and audit.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } => "commit-too-large",
+            Self::Nul => "nul-in-commit",
+            Self::NoEnd => "headers-do-not-end",
+            Self::Order { .. } => "header-order",
+            Self::Duplicate { .. } => "duplicate-header",
+            Self::DuplicateParent { .. } => "duplicate-parent",
+            Self::TooManyParents => "too-many-parents",
+            Self::Malformed { .. } => "malformed-header",
+            Self::Refused { .. } => "refused-header",
+        }
+    }
+}
+
 struct Header<'a> {
     name: &'a str,
     /// The value's lines, the first and then the folded ones without their leading space.
@@ -170,7 +191,7 @@ impl ParsedCommit {
                         name: header.name.to_owned(),
                     });
                 }
-                "encoding" if !header.lines.concat().eq_ignore_ascii_case(b"utf-8") => {
+                "encoding" if !only_line(header)?.eq_ignore_ascii_case(b"utf-8") => {
                     return Err(CommitHeaderError::Malformed {
                         name: header.name.to_owned(),
                         reason: "only UTF-8 is accepted",
@@ -238,6 +259,7 @@ fn headers(bytes: &[u8]) -> Result<Vec<Header<'_>>, CommitHeaderError> {
             .ok()
             .filter(|name| {
                 !name.is_empty()
+                    && name.len() <= MAX_HEADER_NAME_BYTES
                     && name
                         .bytes()
                         .all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b':')
@@ -337,6 +359,10 @@ fn person(header: &Header<'_>) -> Result<Person, CommitHeaderError> {
 }
 
 fn signature_text(header: &Header<'_>) -> Result<String, CommitHeaderError> {
+    // Git takes a header without a value for none, and leaves its lines in what is signed.
+    if header.lines.first().is_none_or(|line| line.is_empty()) {
+        return Err(malformed(header, "it does not begin on its line"));
+    }
     let bytes = header.lines.join(&b'\n');
     if !bytes
         .iter()
@@ -426,6 +452,11 @@ mod tests {
             vec![TREE, AUTHOR, COMMITTER, SIGNATURE, SIGNATURE, "\n"],
             vec![TREE, AUTHOR, COMMITTER, "gpgsig-sha256 x\n", "\n"],
             vec![TREE, AUTHOR, COMMITTER, "encoding latin1\n", "\n"],
+            vec![TREE, AUTHOR, COMMITTER, "encoding utf\n -8\n", "\n"],
+            vec![TREE, AUTHOR, COMMITTER, "gpgsig\n x\n", "\n"],
+            vec![TREE, AUTHOR, COMMITTER, "gpgsig \n x\n", "\n"],
+            vec![TREE, AUTHOR, COMMITTER, "\tgpgsig x\n", "\n"],
+            vec![TREE, AUTHOR, COMMITTER, "GPGSIG\u{e9} x\n", "\n"],
             vec![TREE, AUTHOR, COMMITTER, "x 1\nx 2\n", "\n"],
             vec![TREE, " folded\n", AUTHOR, COMMITTER, "\n"],
             vec![" folded\n", TREE, AUTHOR, COMMITTER, "\n"],
@@ -481,6 +512,18 @@ mod tests {
                 ParsedCommit::parse(case.concat().as_bytes()).is_err(),
                 "{case:?}"
             );
+        }
+    }
+
+    #[test]
+    fn refusal_of_a_long_header_is_short() {
+        let long = format!("{} x\n", "a".repeat(100_000));
+        for place in [
+            vec![TREE, AUTHOR, COMMITTER, &long, &long, "\n"],
+            vec![&long, AUTHOR, COMMITTER, "\n"],
+        ] {
+            let error = parse(&place).unwrap_err();
+            assert!(error.to_string().len() < 200, "{error}");
         }
     }
 

@@ -396,6 +396,11 @@ fn repository_that_borrows_or_replaces_objects_is_not_opened() {
         assert!(matches!(refused, Err(OpenError::Foreign { .. })));
         fs::remove_file(&path).unwrap();
     }
+    let (head, path) = (scene.tip(), scene.store.repository().join("packed-refs"));
+    let packed = format!("# pack-refs with: peeled\n{head} refs/replace/{head}\n");
+    fs::write(&path, packed).unwrap();
+    let refused = RevisionStore::open(&scene.data(), scene.trust(&[OWNER]));
+    assert!(matches!(refused, Err(OpenError::Foreign { path: found }) if found == path));
 }
 
 #[test]

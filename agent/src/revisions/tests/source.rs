@@ -8,7 +8,11 @@ use std::time::{Duration, Instant};
 use super::super::{Accepted, FetchError, Limits, ReceiveError};
 use super::scene::{OWNER, Scene, definition, node, now};
 
-fn fetch(scene: &Scene, url: &str, branch: &str) -> Result<Option<Accepted>, FetchError> {
+pub(super) fn fetch(
+    scene: &Scene,
+    url: &str,
+    branch: &str,
+) -> Result<Option<Accepted>, FetchError> {
     let limits = Limits::default();
     let Some(fetched) = scene.store.read_source(url, branch, &limits)? else {
         return Ok(None);
@@ -18,7 +22,7 @@ fn fetch(scene: &Scene, url: &str, branch: &str) -> Result<Option<Accepted>, Fet
         .receive_fetched(fetched, &node(), &limits, now())
 }
 
-fn fetch_work(scene: &Scene) -> Result<Option<Accepted>, FetchError> {
+pub(super) fn fetch_work(scene: &Scene) -> Result<Option<Accepted>, FetchError> {
     fetch(scene, scene.work().to_str().unwrap(), "main")
 }
 
@@ -151,7 +155,7 @@ fn source_that_lies_about_an_object_is_refused() {
     fs::remove_file(path(&blob)).unwrap();
     fs::copy(path(&other), path(&blob)).unwrap();
     let before = scene.fingerprint();
-    assert_eq!(fetch_work(&scene).unwrap_err().name(), "bad-object");
+    assert_eq!(fetch_work(&scene).unwrap_err().name(), "corrupt-object");
     scene.assert_untouched(&before);
 }
 
