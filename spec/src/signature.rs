@@ -176,6 +176,14 @@ pub fn verify_sshsig(
             });
         }
     };
+    // One signature, one text but for line breaks: the decoder passes over lengths that do not fit.
+    let unbroken = |text: &str| text.replace('\n', "");
+    let canonical = signature
+        .to_pem(ssh_key::LineEnding::LF)
+        .map_err(|_| SignatureError::Malformed)?;
+    if unbroken(pem) != unbroken(canonical.trim_end()) {
+        return Err(SignatureError::Malformed);
+    }
     let bytes = Ed25519Signature::from_slice(bytes).map_err(|_| SignatureError::Malformed)?;
     VerifyingKey::from_bytes(&point)
         .and_then(|key| key.verify_strict(&data, &bytes))
