@@ -10,4 +10,4 @@ pub use memory::memory_dir;
 pub(crate) use pace::pace;
 pub use pace::{Pace, Work, set_pace};
 pub(crate) use witness::witness;
-pub use witness::{Witness, set_witness};
+pub use witness::{Witness, set_witness, steps_of};

@@ -5,35 +5,51 @@
 //! that one build serves them all. A mutation whose text is not found exactly once no longer applies, and
 //! is told.
 //!
+//! Each is tried twice: on the tests that are about it, and on the first seeds of the simulation. What is
+//! caught by neither is tried on everything else: the sweep, every other unit test, many more seeds. The
+//! whole list is written to `docs/mutations.md`, with what caught each and how long that took.
+//!
 //! ```text
-//! make mutants                              all of them
-//! make mutants ARGS="--seeds 500 name..."   some
+//! make mutants                              all of them, and docs/mutations.md
+//! make mutants ARGS="--seeds 500 name..."   some; the names' beginnings suffice
+//! make mutants ARGS=--check                 whether each still applies: nothing is built
 //! ```
 
 #![expect(clippy::print_stdout, reason = "it tells what caught what")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
-/// Seeds that each mutation is tried on, where nothing else is asked for.
-const SEEDS: u64 = 400;
+/// Seeds that each mutation is tried on, whatever else catches it: six of each kind of world.
+const FIRST_SEEDS: u64 = 48;
 
-/// The longest that one run may take: a mutant may go round for ever.
-const PATIENCE: Duration = Duration::from_secs(600);
+/// Lists of what the simulation has none of, as tokens and a command for alerts: it is tried on those only
+/// where no test catches them.
+const NOT_SIMULATED: &[&str] = &["alerts", "trust"];
 
-/// Tests that could catch a mutant: what to call them, their program, and which of them.
-type Trial<'a> = (&'static str, &'static str, &'a [&'a str]);
+/// Seeds for a mutation that nothing else catches, where nothing else is asked for.
+const SEEDS: u64 = 600;
 
-const SIMULATION: Trial<'_> = ("simulation", "simulation", &["every_rule"]);
-const SWEEP: Trial<'_> = ("sweep", "mcp_agent", &["deploy::tests::"]);
-const OF_THE_SPEC: Trial<'_> = ("test", "mcp_spec", &[]);
-const OF_THE_AGENT: Trial<'_> = ("test", "mcp_agent", &["--skip", "deploy::tests::"]);
+/// The longest that one run may take: a mutant may go round for ever. What is not mutated takes a small
+/// part of this.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The page that a whole run writes.
+const PAGE: &str = "docs/mutations.md";
+
+/// Tests that could catch a mutant: their program, and which of them.
+type Trial<'a> = (&'static str, &'a [&'a str]);
+
+const SIMULATION: Trial<'_> = ("simulation", &["every_rule"]);
+const SWEEP: Trial<'_> = ("mcp_agent", &["deploy::tests::"]);
+const OF_THE_SPEC: Trial<'_> = ("mcp_spec", &[]);
+const OF_THE_AGENT: Trial<'_> = ("mcp_agent", &["--skip", "deploy::tests::"]);
 
 /// What tells a mutant that it is one; the name comes from outside.
 const SWITCH: &str = r#"
@@ -48,12 +64,16 @@ pub fn mutated(name: &str) -> bool {
 /// One change that makes the agent wrong.
 struct Mutation {
     name: String,
+    /// The list that it stands in.
+    list: String,
     says: String,
     file: String,
     find: String,
     replace: String,
-    /// The tests that are about it, where there are some: they are quicker than the simulation.
+    /// The tests that are about it, where there are some, by their names' part.
     tests: Option<String>,
+    /// They are the agent's, though it is the spec that is changed.
+    is_tested_by_the_agent: bool,
 }
 
 impl Mutation {
@@ -61,6 +81,9 @@ impl Mutation {
         self.file.starts_with("spec/")
     }
 }
+
+/// Sources by path.
+type Sources = BTreeMap<String, Vec<u8>>;
 
 /// What a run said.
 struct Said {
@@ -71,65 +94,154 @@ struct Said {
 /// The programs that hold the tests.
 struct Bench {
     programs: BTreeMap<String, PathBuf>,
-    seeds: u64,
 }
 
-fn main() -> Result<()> {
-    let mut seeds = SEEDS;
-    let mut wanted = Vec::new();
+/// What caught a mutation.
+struct Caught {
+    /// The simulation: the rule that was broken, with the seed.
+    simulation: Option<String>,
+    /// A unit test or the sweep.
+    test: Option<String>,
+    took: Duration,
+}
+
+impl Caught {
+    fn is_any(&self) -> bool {
+        self.simulation.is_some() || self.test.is_some()
+    }
+}
+
+/// What is asked for on the command line.
+struct Asked {
+    seeds: u64,
+    checks_only: bool,
+    names: Vec<String>,
+}
+
+fn asked() -> Result<Asked> {
+    let mut asked = Asked {
+        seeds: SEEDS,
+        checks_only: false,
+        names: Vec::new(),
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--seeds" => seeds = arguments.next().context("--seeds N")?.parse()?,
-            name => wanted.push(name.to_owned()),
+            "--seeds" => asked.seeds = arguments.next().context("--seeds N")?.parse()?,
+            "--check" => asked.checks_only = true,
+            name => asked.names.push(name.to_owned()),
         }
     }
+    Ok(asked)
+}
+
+fn main() -> Result<()> {
+    let asked = asked()?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .canonicalize()?;
     let mutations = read(&root.join("tests/mutations"))?;
-    for name in &wanted {
+    for name in &asked.names {
         ensure!(
-            mutations.iter().any(|mutation| mutation.name == *name),
+            mutations
+                .iter()
+                .any(|mutation| mutation.name.starts_with(name)),
             "there is no mutation {name}"
         );
     }
     let place = root.join("target/mutants");
-    let gone = mutate(&root, &place.join("tree"), &mutations)?;
+    let (files, gone) = mutated(&root, &mutations)?;
     for name in &gone {
         println!("{name}: NO LONGER APPLIES");
     }
+    if asked.checks_only {
+        ensure!(gone.is_empty(), "{} mutations do not apply", gone.len());
+        println!("each of the {} mutations applies", mutations.len());
+        return Ok(());
+    }
+    put(&place.join("tree"), files)?;
     let bench = Bench {
         programs: build(&root, &place.join("tree"))?,
-        seeds,
     };
+    let began = Instant::now();
     for trial in [SIMULATION, SWEEP] {
-        if let Some(why) = bench.fails("", trial)? {
-            bail!("without any mutation: {why}");
-        }
+        let said = bench.run("", trial, FIRST_SEEDS)?;
+        ensure!(said.passed, "without any mutation: {}", told(trial, &said));
     }
-    let mut missed = gone.len();
-    let mut report = "| change | what caught it |\n| --- | --- |\n".to_owned();
+    println!(
+        "without any mutation nothing fails: {} seeds and the sweep in {} s",
+        FIRST_SEEDS,
+        began.elapsed().as_secs()
+    );
+    let mut tried = Vec::new();
     for mutation in &mutations {
         let name = &mutation.name;
-        let is_wanted = wanted.is_empty() || wanted.contains(name);
+        let is_wanted =
+            asked.names.is_empty() || asked.names.iter().any(|start| name.starts_with(start));
         if !is_wanted || gone.contains(name) {
             continue;
         }
-        let caught = bench.catches(mutation)?;
-        if caught.is_none() {
-            missed += 1;
+        let caught = bench.catches(mutation, asked.seeds)?;
+        println!(
+            "{name}: {} | {} | {:.1} s",
+            caught.simulation.as_deref().unwrap_or("-"),
+            caught.test.as_deref().unwrap_or("-"),
+            caught.took.as_secs_f64()
+        );
+        tried.push((mutation, caught));
+        let page = page(&tried, asked.seeds, began.elapsed());
+        fs::write(place.join("mutations.md"), &page)?;
+        if tried.len() == mutations.len() {
+            fs::write(root.join(PAGE), page)?;
         }
-        let caught = caught.unwrap_or_else(|| "NOTHING".to_owned());
-        println!("{name}: {caught}");
-        writeln!(report, "| {} | {caught} |", mutation.says)?;
-        fs::write(place.join("report.md"), &report)?;
     }
+    let missed = tried.iter().filter(|(_, caught)| !caught.is_any()).count();
     ensure!(
-        missed == 0,
-        "{missed} mutations do not apply or were not caught"
+        missed + gone.len() == 0,
+        "{missed} mutations were not caught, {} do not apply",
+        gone.len()
     );
     Ok(())
+}
+
+/// The list of what was tried, for people.
+fn page(tried: &[(&Mutation, Caught)], seeds: u64, took: Duration) -> String {
+    let count = |is: &dyn Fn(&Caught) -> bool| tried.iter().filter(|(_, it)| is(it)).count();
+    let mut page = format!(
+        "# Mutations\n\n\
+         Written by `make mutants` ([how](../CONTRIBUTING.md#what-the-simulation-catches)); not by hand.\n\n\
+         {} changes that make the agent wrong were tried in {} minutes, each on {FIRST_SEEDS} seeds of the \
+         simulation and on the tests that are about it.\n\
+         The simulation caught {}, the sweep or another test {} (both {}), nothing {}. Where neither of the \
+         two did, everything\nelse was tried: the sweep, every unit test, and {seeds} seeds.\n",
+        tried.len(),
+        took.as_secs().div_ceil(60),
+        count(&|it| it.simulation.is_some()),
+        count(&|it| it.test.is_some()),
+        count(&|it| it.simulation.is_some() && it.test.is_some()),
+        count(&|it| !it.is_any()),
+    );
+    let mut file = "";
+    for (mutation, caught) in tried {
+        if mutation.list != file {
+            file = &mutation.list;
+            let _ = write!(
+                page,
+                "\n## {file}\n\n| change | the simulation (seed) | a test | seconds |\n| --- | --- | --- | --- |\n"
+            );
+        }
+        let cell = |text: &Option<String>| text.clone().unwrap_or_default().replace('|', "/");
+        let nothing = if caught.is_any() { "" } else { "**nothing**" };
+        let _ = writeln!(
+            page,
+            "| {} | {}{nothing} | {} | {:.1} |",
+            mutation.says,
+            cell(&caught.simulation),
+            cell(&caught.test),
+            caught.took.as_secs_f64()
+        );
+    }
+    page
 }
 
 /// Reads the mutations of every file, in the order of the files.
@@ -152,20 +264,26 @@ fn read(folder: &Path) -> Result<Vec<Mutation>> {
             };
             found.push(Mutation {
                 name: text("name")?,
+                list: file
+                    .file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
                 says: text("says")?,
                 file: text("file")?,
                 find: text("find")?,
                 replace: text("replace")?,
                 tests: text("tests").ok(),
+                is_tested_by_the_agent: entry.get("of").and_then(toml::Value::as_str)
+                    == Some("agent"),
             });
         }
     }
     Ok(found)
 }
 
-/// Makes the copy with all mutations in it; tells those that no longer apply. What did not change
-/// keeps its time, so that it is not built again.
-fn mutate(root: &Path, tree: &Path, mutations: &[Mutation]) -> Result<Vec<String>> {
+/// The sources with all mutations in them, by path, and the names of those that no longer apply.
+fn mutated(root: &Path, mutations: &[Mutation]) -> Result<(Sources, Vec<String>)> {
     let listed = Command::new("git")
         .args([
             "ls-files",
@@ -177,14 +295,20 @@ fn mutate(root: &Path, tree: &Path, mutations: &[Mutation]) -> Result<Vec<String
         .current_dir(root)
         .output()?;
     ensure!(listed.status.success(), "git does not list the sources");
-    let mut files = BTreeMap::new();
+    let mut files = Sources::new();
     for name in String::from_utf8(listed.stdout)?.split_terminator('\0') {
         if let Ok(bytes) = fs::read(root.join(name)) {
             files.insert(name.to_owned(), bytes);
         }
     }
     let mut gone = Vec::new();
+    let mut names = BTreeSet::new();
     for mutation in mutations {
+        ensure!(
+            names.insert(&mutation.name),
+            "two mutations are called {}",
+            mutation.name
+        );
         let switch = if mutation.is_of_the_spec() {
             "crate::mutated"
         } else {
@@ -208,6 +332,11 @@ fn mutate(root: &Path, tree: &Path, mutations: &[Mutation]) -> Result<Vec<String
         .get_mut("spec/src/lib.rs")
         .context("the sources have a spec")?
         .extend(SWITCH.as_bytes());
+    Ok((files, gone))
+}
+
+/// Puts the sources there. What did not change keeps its time, so that it is not built again.
+fn put(tree: &Path, files: Sources) -> Result<()> {
     for (name, bytes) in files {
         let path = tree.join(name);
         if fs::read(&path).is_ok_and(|there| there == bytes) {
@@ -218,7 +347,7 @@ fn mutate(root: &Path, tree: &Path, mutations: &[Mutation]) -> Result<Vec<String
         }
         fs::write(path, bytes)?;
     }
-    Ok(gone)
+    Ok(())
 }
 
 /// Builds the simulation and the unit tests of agent and spec; gives their programs by name. What is
@@ -243,51 +372,67 @@ fn build(root: &Path, tree: &Path) -> Result<BTreeMap<String, PathBuf>> {
             programs.insert(name.to_owned(), PathBuf::from(program));
         }
     }
-    for (_, program, _) in [SIMULATION, OF_THE_AGENT, OF_THE_SPEC] {
+    for (program, _) in [SIMULATION, OF_THE_AGENT, OF_THE_SPEC] {
         ensure!(programs.contains_key(program), "{program} was not built");
     }
     Ok(programs)
 }
 
 impl Bench {
-    /// Runs what could catch a mutant, one after the other; tells what did.
-    fn catches(&self, mutation: &Mutation) -> Result<Option<String>> {
+    /// Runs what could catch a mutant; tells what did.
+    fn catches(&self, mutation: &Mutation, seeds: u64) -> Result<Caught> {
+        let began = Instant::now();
+        let program = if mutation.is_of_the_spec() && !mutation.is_tested_by_the_agent {
+            "mcp_spec"
+        } else {
+            "mcp_agent"
+        };
         let own: Vec<&str> = mutation.tests.iter().map(String::as_str).collect();
-        let mut trials = Vec::new();
-        if !own.is_empty() {
-            let program = if mutation.is_of_the_spec() {
-                "mcp_spec"
-            } else {
-                "mcp_agent"
-            };
-            trials.push(("test", program, own.as_slice()));
-        }
-        trials.push(SIMULATION);
-        if mutation.is_of_the_spec() {
-            trials.push(OF_THE_SPEC);
-        }
-        trials.extend([SWEEP, OF_THE_AGENT]);
-        for trial in trials {
-            if let Some(caught) = self.fails(&mutation.name, trial)? {
-                return Ok(Some(caught));
+        let name = &mutation.name;
+        let mut test = match own.is_empty() {
+            true => None,
+            false => self.fails(name, (program, &own), 0)?,
+        };
+        let is_simulated = !NOT_SIMULATED.contains(&mutation.list.as_str());
+        let mut simulation = match is_simulated {
+            true => self.fails(name, SIMULATION, FIRST_SEEDS)?,
+            false => None,
+        };
+        if test.is_none() && simulation.is_none() {
+            let mut trials = vec![SWEEP, OF_THE_AGENT];
+            if mutation.is_of_the_spec() {
+                trials.insert(0, OF_THE_SPEC);
+            }
+            for trial in trials {
+                test = self.fails(name, trial, 0)?;
+                if test.is_some() {
+                    break;
+                }
             }
         }
-        Ok(None)
+        if test.is_none() && simulation.is_none() {
+            simulation = self.fails(name, SIMULATION, seeds)?;
+        }
+        Ok(Caught {
+            simulation,
+            test,
+            took: began.elapsed(),
+        })
     }
 
     /// What fails of a trial, where anything does.
-    fn fails(&self, mutant: &str, trial: Trial<'_>) -> Result<Option<String>> {
-        let said = self.run(mutant, trial)?;
+    fn fails(&self, mutant: &str, trial: Trial<'_>, seeds: u64) -> Result<Option<String>> {
+        let said = self.run(mutant, trial, seeds)?;
         Ok((!said.passed).then(|| told(trial, &said)))
     }
 
-    fn run(&self, mutant: &str, trial: Trial<'_>) -> Result<Said> {
-        let (_, program, arguments) = trial;
+    fn run(&self, mutant: &str, trial: Trial<'_>, seeds: u64) -> Result<Said> {
+        let (program, arguments) = trial;
         let mut output = tempfile::tempfile()?;
         let mut child = Command::new(&self.programs[program])
             .args(arguments)
             .env("MCP_MUTANT", mutant)
-            .env("MCP_SIM_SEEDS", self.seeds.to_string())
+            .env("MCP_SIM_SEEDS", seeds.to_string())
             .env("MCP_SIM_FAILURES", "1")
             .env("RUST_BACKTRACE", "0")
             // A mutant's failures are no cases for later.
@@ -306,21 +451,24 @@ impl Bench {
                 child.wait()?;
                 break false;
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(20));
         };
         let mut text = Vec::new();
         std::io::Seek::rewind(&mut output)?;
         std::io::Read::read_to_end(&mut output, &mut text)?;
-        Ok(Said {
-            passed,
-            text: String::from_utf8_lossy(&text).into_owned(),
-        })
+        let text = String::from_utf8_lossy(&text).into_owned();
+        // A filter that no test bears would pass for ever.
+        ensure!(
+            !text.contains("running 0 tests"),
+            "{arguments:?} names no test of {program}"
+        );
+        Ok(Said { passed, text })
     }
 }
 
 /// What a run that failed has to say: the rule and the seed, or the test.
 fn told(trial: Trial<'_>, said: &Said) -> String {
-    let (name, ..) = trial;
+    let (program, _) = trial;
     let lines = || said.text.lines();
     let rule = lines().find_map(|line| {
         let (seed, rule) = line.strip_prefix("seed ")?.split_once(": ")?;
@@ -329,7 +477,10 @@ fn told(trial: Trial<'_>, said: &Said) -> String {
     let test = lines().find_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
     match (rule, test) {
         (Some(rule), _) => rule,
-        (None, Some(test)) => format!("{name} `{test}`"),
-        (None, None) => format!("{name}: does not come to an end"),
+        (None, Some(test)) => {
+            let short = test.rsplit("::").next().unwrap_or(test);
+            format!("`{short}`")
+        }
+        (None, None) => format!("{program} does not come to an end"),
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use super::super::{Feed, Taken};
 use super::node::{Agent, Node, Op, on_paused_time};
-use crate::registry::Outcome;
+use crate::registry::{DeploymentState, Outcome};
 use crate::testing::ScriptedEngine;
 
 const SHOP: &str = "services/shop.toml";
@@ -87,9 +87,20 @@ fn after_a_crash_all_is_put_back_that_was_switched_before_it() {
 #[test]
 fn a_crash_in_a_compensation_forgets_no_gate_that_failed() {
     on_paused_time(async {
-        let (node, agent, feed) = deploying("bad:v1").await;
+        let (node, agent, feed) = deploying("web:v2").await;
+        while !runs(&node, "web:v2") {
+            sleep(Duration::from_millis(1)).await;
+        }
+        // What is put back does not start for a while, so that there is a time to be killed in.
+        node.engine.refuse_starts(true);
+        let web = of_image(&node, "web:v2").unwrap();
+        node.engine
+            .exit(web.id.as_str(), 1, Timestamp::UNIX_EPOCH, true);
         reaches(&feed, "compensating").await;
+        let open = agent.registry.unfinished().await.unwrap();
+        assert_eq!(open[0].state, DeploymentState::Compensating);
         agent.kill().await;
+        node.engine.refuse_starts(false);
         let agent = node.agent().await;
         assert!(agent.recovered().await);
         let quarantined = agent.registry.quarantined().await.unwrap();

@@ -54,6 +54,34 @@ fn what_was_let_go_of_is_not_swept() {
 }
 
 #[test]
+fn what_was_let_go_of_stays_beside_what_was_made_in_its_place() {
+    on_paused_time(async {
+        let (node, agent) = deployed().await;
+        let key = "shop/web".parse().unwrap();
+        let forgotten = agent
+            .registry
+            .forget(vec![key], Timestamp::UNIX_EPOCH, Vec::new());
+        forgotten.await.unwrap();
+        let id = node.engine.containers()[0].id.clone();
+        let rename = |live: &mut LiveContainer| live.name = "theirs".to_owned();
+        node.engine.change(id.as_str(), rename);
+        let agent = again(&node, agent).await;
+        agent.operate(Op::Deploy).await;
+        let agent = again(&node, agent).await;
+        let names: Vec<String> = node
+            .engine
+            .containers()
+            .into_iter()
+            .filter(|live| live.state.is_running())
+            .map(|live| live.name)
+            .collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        assert!(names.contains(&"theirs".to_owned()), "{names:?}");
+        agent.kill().await;
+    });
+}
+
+#[test]
 fn a_registered_container_gets_its_name_back() {
     on_paused_time(async {
         let (node, agent) = deployed().await;

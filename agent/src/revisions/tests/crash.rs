@@ -4,6 +4,8 @@ use std::{fs, io};
 
 use super::super::door::Step;
 use super::super::{HighWaterTrouble, OpenError, ReceiveError, RevisionStore};
+use crate::testing::steps_of;
+
 use super::scene::{OWNER, Scene, definition, make_key};
 use mcp_spec::signature::{DeniedKeys, fingerprint};
 
@@ -26,6 +28,41 @@ fn crash(scene: &Scene, step: Step) {
         stopped
     );
     assert_eq!(scene.store.confirm().is_err(), stopped);
+}
+
+#[test]
+fn each_step_of_a_promotion_lasts_before_the_next() {
+    let scene = Scene::new();
+    scene.push().unwrap();
+    scene.write("services/shop.toml", &definition("shop", "v2"));
+    scene.commit(Some("kyle"), "second");
+    let steps = steps_of(|| drop(scene.push().unwrap()));
+    // The quarantine's own name, and the pack's, are made up.
+    let is_told = |step: &&String| !step.contains("quarantine/") && !step.contains("pack-");
+    let told: Vec<&String> = steps.iter().filter(is_told).collect();
+    let data = scene.data();
+    let data = data.file_name().unwrap().to_str().unwrap();
+    let expected = [
+        "flush pack/".to_owned(),
+        "flush high-water.lock".to_owned(),
+        "rename high-water.lock to high-water".to_owned(),
+        format!("flush {data}/"),
+        // Its log first.
+        "flush head".to_owned(),
+        "flush head.lock".to_owned(),
+        "rename head.lock to head".to_owned(),
+        "flush mcp/".to_owned(),
+        "flush accepted-commits".to_owned(),
+    ];
+    assert_eq!(told, expected.iter().collect::<Vec<_>>());
+    let place = |what: &str| {
+        steps
+            .iter()
+            .position(|step| step.starts_with(what))
+            .unwrap()
+    };
+    assert!(place("flush pack-") < place("rename pack-"));
+    assert!(place("rename pack-") < place("flush pack/"));
 }
 
 #[test]

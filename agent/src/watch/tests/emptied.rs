@@ -74,6 +74,19 @@ fn one_container_that_is_left_tells_of_removals_by_hand() {
 }
 
 #[test]
+fn an_adopted_container_that_is_left_tells_of_removals_by_hand_too() {
+    let components = components(&[
+        ("shop/web", RAN),
+        // Its labels, where it has any, say nothing of the component that it is.
+        ("shop/db", |row, _| {
+            row.container = ContainerId::new("other")
+        }),
+    ]);
+    let left = lost(&components, &snapshot(EngineState::Answers, &["other"]));
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
 fn a_container_that_claims_to_be_a_component_tells_of_another_registry() {
     let components = components(&[("shop/web", |row, _| row.container = ContainerId::new("old"))]);
     let left = lost(&components, &snapshot(EngineState::Answers, &["web"]));
