@@ -5,20 +5,21 @@
 //! that one build serves them all. A mutation whose text is not found exactly once no longer applies, and
 //! is told.
 //!
-//! Each is tried twice: on the tests that are about it, and on the first seeds of the simulation. What is
-//! caught by neither is tried on everything else: the sweep, every other unit test, many more seeds. The
-//! whole list is written to `docs/mutations.md`, with what caught each and how long that took.
+//! Each is tried until something catches it: on the tests that are about it, on the first seeds of the
+//! simulation, then on everything else: the sweep, every other unit test, many more seeds. What caught
+//! each, and how long that took, is kept in `tests/mutations/caught.tsv`, and told in `docs/mutations.md`:
+//! a run of some brings their lines up to date.
 //!
 //! ```text
-//! make mutants                              all of them, and docs/mutations.md
+//! make mutants                              all of them
 //! make mutants ARGS="--seeds 500 name..."   some; the names' beginnings suffice
+//! make mutants ARGS=--simulated             the simulation too where a test has caught it
 //! make mutants ARGS=--check                 whether each still applies: nothing is built
 //! ```
 
 #![expect(clippy::print_stdout, reason = "it tells what caught what")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,12 +27,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Seeds that each mutation is tried on, whatever else catches it: six of each kind of world.
-const FIRST_SEEDS: u64 = 48;
-
-/// Lists of what the simulation has none of, as tokens and a command for alerts: it is tried on those only
-/// where no test catches them.
-const NOT_SIMULATED: &[&str] = &["alerts", "trust"];
+/// Seeds that are tried first: six of each kind of world.
+const FIRST_SEEDS: u64 = 54;
 
 /// Seeds for a mutation that nothing else catches, where nothing else is asked for.
 const SEEDS: u64 = 600;
@@ -40,7 +37,10 @@ const SEEDS: u64 = 600;
 /// part of this.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The page that a whole run writes.
+/// What caught each, for the next run.
+const CAUGHT: &str = "tests/mutations/caught.tsv";
+
+/// The same for people.
 const PAGE: &str = "docs/mutations.md";
 
 /// Tests that could catch a mutant: their program, and which of them.
@@ -97,17 +97,43 @@ struct Bench {
 }
 
 /// What caught a mutation.
+#[derive(Clone, Default)]
 struct Caught {
     /// The simulation: the rule that was broken, with the seed.
     simulation: Option<String>,
     /// A unit test or the sweep.
     test: Option<String>,
-    took: Duration,
+    /// Seconds that it took; not known of what was tried before these were kept.
+    took: Option<String>,
 }
 
 impl Caught {
     fn is_any(&self) -> bool {
         self.simulation.is_some() || self.test.is_some()
+    }
+
+    /// Reads a line of the list.
+    fn read(line: &str) -> Option<(String, Self)> {
+        let mut cells = line.split('\t');
+        let name = cells.next()?.to_owned();
+        let mut cell = || {
+            cells
+                .next()
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
+        };
+        let caught = Self {
+            simulation: cell(),
+            test: cell(),
+            took: cell(),
+        };
+        Some((name, caught))
+    }
+
+    fn line(&self, name: &str) -> String {
+        let cell = |text: &Option<String>| text.clone().unwrap_or_default().replace('\t', " ");
+        let (simulation, test) = (cell(&self.simulation), cell(&self.test));
+        format!("{name}\t{simulation}\t{test}\t{}\n", cell(&self.took))
     }
 }
 
@@ -115,6 +141,7 @@ impl Caught {
 struct Asked {
     seeds: u64,
     checks_only: bool,
+    is_simulated: bool,
     names: Vec<String>,
 }
 
@@ -122,6 +149,7 @@ fn asked() -> Result<Asked> {
     let mut asked = Asked {
         seeds: SEEDS,
         checks_only: false,
+        is_simulated: false,
         names: Vec::new(),
     };
     let mut arguments = std::env::args().skip(1);
@@ -129,6 +157,7 @@ fn asked() -> Result<Asked> {
         match argument.as_str() {
             "--seeds" => asked.seeds = arguments.next().context("--seeds N")?.parse()?,
             "--check" => asked.checks_only = true,
+            "--simulated" => asked.is_simulated = true,
             name => asked.names.push(name.to_owned()),
         }
     }
@@ -173,7 +202,13 @@ fn main() -> Result<()> {
         FIRST_SEEDS,
         began.elapsed().as_secs()
     );
-    let mut tried = Vec::new();
+    let mut known: BTreeMap<String, Caught> = fs::read_to_string(root.join(CAUGHT))
+        .unwrap_or_default()
+        .lines()
+        .filter_map(Caught::read)
+        .collect();
+    known.retain(|name, _| mutations.iter().any(|mutation| mutation.name == *name));
+    let mut missed = 0;
     for mutation in &mutations {
         let name = &mutation.name;
         let is_wanted =
@@ -181,21 +216,20 @@ fn main() -> Result<()> {
         if !is_wanted || gone.contains(name) {
             continue;
         }
-        let caught = bench.catches(mutation, asked.seeds)?;
+        let caught = bench.catches(mutation, &asked)?;
+        missed += usize::from(!caught.is_any());
         println!(
-            "{name}: {} | {} | {:.1} s",
+            "{name}: {} | {} | {} s",
             caught.simulation.as_deref().unwrap_or("-"),
             caught.test.as_deref().unwrap_or("-"),
-            caught.took.as_secs_f64()
+            caught.took.as_deref().unwrap_or_default(),
         );
-        tried.push((mutation, caught));
-        let page = page(&tried, asked.seeds, began.elapsed());
-        fs::write(place.join("mutations.md"), &page)?;
-        if tried.len() == mutations.len() {
-            fs::write(root.join(PAGE), page)?;
-        }
+        known.insert(name.clone(), caught);
+        let lines: String = known.iter().map(|(name, it)| it.line(name)).collect();
+        fs::write(root.join(CAUGHT), lines)?;
+        fs::write(root.join(PAGE), page(&mutations, &known))?;
     }
-    let missed = tried.iter().filter(|(_, caught)| !caught.is_any()).count();
+    println!("{} s", began.elapsed().as_secs());
     ensure!(
         missed + gone.len() == 0,
         "{missed} mutations were not caught, {} do not apply",
@@ -204,42 +238,40 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The list of what was tried, for people.
-fn page(tried: &[(&Mutation, Caught)], seeds: u64, took: Duration) -> String {
-    let count = |is: &dyn Fn(&Caught) -> bool| tried.iter().filter(|(_, it)| is(it)).count();
+/// The list of what caught each, for people.
+fn page(mutations: &[Mutation], known: &BTreeMap<String, Caught>) -> String {
+    let count = |is: &dyn Fn(&Caught) -> bool| known.values().filter(|it| is(it)).count();
     let mut page = format!(
         "# Mutations\n\n\
-         Written by `make mutants` ([how](../CONTRIBUTING.md#what-the-simulation-catches)); not by hand.\n\n\
-         {} changes that make the agent wrong were tried in {} minutes, each on {FIRST_SEEDS} seeds of the \
-         simulation and on the tests that are about it.\n\
-         The simulation caught {}, the sweep or another test {} (both {}), nothing {}. Where neither of the \
-         two did, everything\nelse was tried: the sweep, every unit test, and {seeds} seeds.\n",
-        tried.len(),
-        took.as_secs().div_ceil(60),
+         Written by `make mutants` ([how](../CONTRIBUTING.md#what-the-simulation-catches)), not by hand.\n\n\
+         {} changes that make the agent wrong. The simulation has caught {} of those that were tried, the \
+         sweep or another\ntest {}; nothing has caught {} yet, and {} have not been tried. Where a test \
+         catches a change the simulation is not\nasked unless somebody wants to know. A line without a \
+         time is of a run before times were kept.\n",
+        mutations.len(),
         count(&|it| it.simulation.is_some()),
         count(&|it| it.test.is_some()),
-        count(&|it| it.simulation.is_some() && it.test.is_some()),
         count(&|it| !it.is_any()),
+        mutations.len() - known.len(),
     );
-    let mut file = "";
-    for (mutation, caught) in tried {
-        if mutation.list != file {
-            file = &mutation.list;
-            let _ = write!(
-                page,
-                "\n## {file}\n\n| change | the simulation (seed) | a test | seconds |\n| --- | --- | --- | --- |\n"
+    let mut list = "";
+    for mutation in mutations {
+        if mutation.list != list {
+            list = &mutation.list;
+            page += &format!(
+                "\n## {list}\n\n| change | the simulation (seed) | a test | seconds |\n| --- | --- | --- | --- |\n"
             );
         }
+        let caught = known.get(&mutation.name);
         let cell = |text: &Option<String>| text.clone().unwrap_or_default().replace('|', "/");
-        let nothing = if caught.is_any() { "" } else { "**nothing**" };
-        let _ = writeln!(
-            page,
-            "| {} | {}{nothing} | {} | {:.1} |",
-            mutation.says,
-            cell(&caught.simulation),
-            cell(&caught.test),
-            caught.took.as_secs_f64()
-        );
+        let verdict = match caught {
+            None => "not tried yet".to_owned(),
+            Some(caught) if !caught.is_any() => "**nothing**".to_owned(),
+            Some(caught) => cell(&caught.simulation),
+        };
+        let caught = caught.cloned().unwrap_or_default();
+        let (test, took) = (cell(&caught.test), cell(&caught.took));
+        page += &format!("| {} | {verdict} | {test} | {took} |\n", mutation.says);
     }
     page
 }
@@ -249,6 +281,7 @@ fn read(folder: &Path) -> Result<Vec<Mutation>> {
     let mut files: Vec<PathBuf> = fs::read_dir(folder)?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<_>>()?;
+    files.retain(|file| file.extension().is_some_and(|end| end == "toml"));
     files.sort();
     let mut found = Vec::new();
     for file in files {
@@ -379,45 +412,36 @@ fn build(root: &Path, tree: &Path) -> Result<BTreeMap<String, PathBuf>> {
 }
 
 impl Bench {
-    /// Runs what could catch a mutant; tells what did.
-    fn catches(&self, mutation: &Mutation, seeds: u64) -> Result<Caught> {
+    /// Runs what could catch a mutant, until something does; tells what did.
+    fn catches(&self, mutation: &Mutation, asked: &Asked) -> Result<Caught> {
         let began = Instant::now();
-        let program = if mutation.is_of_the_spec() && !mutation.is_tested_by_the_agent {
-            "mcp_spec"
-        } else {
-            "mcp_agent"
-        };
-        let own: Vec<&str> = mutation.tests.iter().map(String::as_str).collect();
         let name = &mutation.name;
-        let mut test = match own.is_empty() {
-            true => None,
-            false => self.fails(name, (program, &own), 0)?,
-        };
-        let is_simulated = !NOT_SIMULATED.contains(&mutation.list.as_str());
-        let mut simulation = match is_simulated {
-            true => self.fails(name, SIMULATION, FIRST_SEEDS)?,
-            false => None,
-        };
-        if test.is_none() && simulation.is_none() {
-            let mut trials = vec![SWEEP, OF_THE_AGENT];
-            if mutation.is_of_the_spec() {
-                trials.insert(0, OF_THE_SPEC);
-            }
-            for trial in trials {
-                test = self.fails(name, trial, 0)?;
-                if test.is_some() {
-                    break;
-                }
+        let mut caught = Caught::default();
+        if let Some(own) = &mutation.tests {
+            let program = if mutation.is_of_the_spec() && !mutation.is_tested_by_the_agent {
+                "mcp_spec"
+            } else {
+                "mcp_agent"
+            };
+            caught.test = self.fails(name, (program, &[own.as_str()]), 0)?;
+        }
+        if !caught.is_any() || asked.is_simulated {
+            caught.simulation = self.fails(name, SIMULATION, FIRST_SEEDS)?;
+        }
+        let mut others = vec![SWEEP, OF_THE_AGENT];
+        if mutation.is_of_the_spec() {
+            others.insert(0, OF_THE_SPEC);
+        }
+        for trial in others {
+            if !caught.is_any() {
+                caught.test = self.fails(name, trial, 0)?;
             }
         }
-        if test.is_none() && simulation.is_none() {
-            simulation = self.fails(name, SIMULATION, seeds)?;
+        if !caught.is_any() {
+            caught.simulation = self.fails(name, SIMULATION, asked.seeds)?;
         }
-        Ok(Caught {
-            simulation,
-            test,
-            took: began.elapsed(),
-        })
+        caught.took = Some(format!("{:.1}", began.elapsed().as_secs_f64()));
+        Ok(caught)
     }
 
     /// What fails of a trial, where anything does.

@@ -85,6 +85,8 @@ pub(crate) struct Container {
     pub(crate) is_foreign: bool,
     /// The component that an operator adopted it as.
     pub(crate) adopted_as: Option<ComponentKey>,
+    /// It was there when the registry was lost: nobody has to know of it.
+    pub(crate) is_stray: bool,
     /// Whether it ran when it was captured last.
     pub(crate) captured: Option<bool>,
     pub(crate) behaviour: Behaviour,
@@ -437,6 +439,7 @@ impl Engine {
             },
             is_foreign,
             adopted_as: None,
+            is_stray: false,
             captured: None,
             behaviour: Behaviour::of(tag),
             made_as: fields,

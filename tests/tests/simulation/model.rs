@@ -29,13 +29,17 @@
 //! 11. Deployments go from state to state as `docs/architecture.md` draws it, end as they went, one of a
 //!     service at a time; a request leads to one deployment; what is beyond the line is neither
 //!     cancelled nor superseded, and superseded is only what a newer one brings about too.
-//! 12. A commit writes what was made and nothing else; holds and stops change by an operator's word.
+//! 12. A commit writes what was made and nothing else; holds and stops change by an operator's word. What
+//!     became of each component is on record, and what failed its gate is quarantined.
 //! 13. What was written is there when the agent begins again, whether it was killed or the power failed.
 //! 14. What somebody undoes again and again the agent repairs after pauses that grow; while the engine is
 //!     away, and where a deployment did not converge, it begins nothing.
 //! 15. What an emptied engine took along comes back as it was.
 //! 16. An operator's word alone makes a container the agent's that it did not make, and nothing is
 //!     touched by that; what it was told to let go of is somebody else's.
+//! 17. Where the registry was lost the agent takes over what bears its labels and its component's name, and is
+//!     what an accepted revision says; what does not run stays down, and what is not what the head says is
+//!     held. Nothing is touched by that either.
 
 mod alone;
 mod ledger;
@@ -60,7 +64,7 @@ use tokio::time::Instant;
 use self::alone::Repairs;
 use super::engine::{Container, Engine, State};
 use super::hands::ShortName as _;
-use super::history::History;
+use super::history::{History, NODE};
 use super::trace::Trace;
 
 /// What the agent does to a container.
@@ -236,6 +240,32 @@ impl Model {
         }
         for repairs in known.repairs.values_mut() {
             repairs.forget_one();
+        }
+    }
+
+    /// The registry is gone, and with it all that only it knew: what an operator adopted is somebody else's
+    /// again, and what one let go of is the agent's again, by its labels and its name.
+    pub(crate) fn registry_lost(&self, state: &mut State) {
+        let mut known = self.known();
+        *known = Known {
+            accepted: known.accepted,
+            job_starts: std::mem::take(&mut known.job_starts),
+            taken_down: std::mem::take(&mut known.taken_down),
+            ..Known::default()
+        };
+        for container in state.containers.values_mut() {
+            container.is_stray = true;
+            container.adopted_as = None;
+            let is_ours = container.live.labels.get(label::NODE).map(String::as_str) == Some(NODE);
+            let bears_its_name = container
+                .live
+                .claimed_key()
+                .is_some_and(|key| key.container_name() == container.live.name);
+            if is_ours && bears_its_name {
+                container.is_foreign = false;
+            } else if !is_ours {
+                container.is_foreign = true;
+            }
         }
     }
 

@@ -101,8 +101,24 @@ impl Node {
         self.data.path()
     }
 
+    /// Kills the agent, and begins it again with an empty registry.
+    pub(crate) async fn begin_without_registry(&mut self) {
+        self.end().await;
+        for file in ["mcp.db", "mcp.db-wal", "mcp.db-shm"] {
+            drop(fs::remove_file(self.data.path().join(file)));
+        }
+        self.drive = drive(self.seed, self.lives + 1, self.data.path());
+        self.engine.model.registry_lost(&mut self.engine.state());
+        self.begin_next();
+    }
+
     /// Kills the agent, if it still lives, and begins it again.
     pub(crate) async fn begin_again(&mut self) {
+        self.end().await;
+        self.begin_next();
+    }
+
+    async fn end(&mut self) {
         if !self.task.is_finished() && !self.shutdown.is_cancelled() {
             self.life.kill();
         }
@@ -137,6 +153,9 @@ impl Node {
             0,
             "something of an ended agent lives on"
         );
+    }
+
+    fn begin_next(&mut self) {
         self.lives += 1;
         if let Some(left) = self.drive.left() {
             self.data = left;

@@ -18,6 +18,7 @@ use tokio::time::sleep;
 use super::clock::SimClock;
 use super::dice::Dice;
 use super::engine::Engine;
+use super::hands::ShortName as _;
 use super::history::{NODE, library};
 use super::life::Fuse;
 use super::model::Model;
@@ -218,12 +219,22 @@ impl World {
                 self.trace
                     .line(|| format!("world: the power fails at step {steps} of the disk"));
                 self.node.drive.fail_after(steps);
-                if self.dice.chance(700) {
+                if self.dice.chance(400) {
                     self.push();
+                } else if self.dice.chance(600) {
+                    self.deploy();
                 }
             }
             Act::EngineGoesAway => self.restart_engine().await,
             Act::EngineLosesAll => self.lose_store().await,
+            Act::RegistryLost => {
+                // What is under way then is nobody's to bring to an end: that is another matter.
+                if self.node.agent().is_some() && !self.engine().model.is_deploying() {
+                    self.trace.line(|| "world: the registry is lost".to_owned());
+                    self.node.life.kill();
+                    self.node.begin_without_registry().await;
+                }
+            }
             Act::ForeignHand => self.foreign_hand(),
             Act::Contest => {
                 self.contest();
@@ -237,6 +248,8 @@ impl World {
                         service,
                         component: Some(component),
                     }));
+                    sleep(self.dice.millis(0, 3000)).await;
+                    self.move_what_was_let_go();
                 }
             }
             Act::Forgery => self.forge(),
@@ -253,6 +266,9 @@ impl World {
                 self.trace
                     .line(|| "world: the disk is full for a while".to_owned());
                 self.node.life.set_full(300);
+                if self.dice.chance(600) {
+                    self.deploy();
+                }
                 sleep(self.dice.millis(0, 5000)).await;
                 self.node.life.set_full(0);
             }
@@ -292,13 +308,43 @@ impl World {
         self.dice.pick(&rows).map(|row| row.key.clone())
     }
 
+    /// Whoever has a container of their own again gives it a name of their own.
+    fn move_what_was_let_go(&self) {
+        let engine = self.engine();
+        let mut state = engine.state();
+        let gone: Vec<ContainerId> = state
+            .containers
+            .values()
+            .filter(|container| container.is_foreign && container.live.claimed_key().is_some())
+            .filter(|container| {
+                container.live.labels.get(label::NODE).map(String::as_str) == Some(NODE)
+            })
+            .map(|container| container.live.id.clone())
+            .collect();
+        for id in gone {
+            if self.dice.chance(600) {
+                let name = format!("theirs-{}", id.short_name().trim_start_matches('#'));
+                self.trace.line(|| format!("foreign: {name} is its name"));
+                drop(engine.rename(&mut state, &id, &name));
+            }
+        }
+    }
+
     /// An operator names a service, or any container at all.
     fn adopt(&mut self) {
-        let names: Vec<String> = {
+        let rows = self.engine().model.rows();
+        let mut names: Vec<String> = Vec::new();
+        {
             let state = self.engine().state();
-            let containers = state.containers.values();
-            containers.map(|c| c.live.name.clone()).collect()
-        };
+            for container in state.containers.values() {
+                let id = &container.live.id;
+                let is_left =
+                    container.key().is_some() && rows.iter().all(|row| row.container != *id);
+                // What deployments left behind is rare, and not to be had.
+                let times = if is_left { 8 } else { 1 };
+                names.extend(std::iter::repeat_n(container.live.name.clone(), times));
+            }
+        }
         let service = self.service();
         let by_name = Chosen::ByName(Target {
             node: None,

@@ -1,19 +1,21 @@
-//! The rules of what the registry says, judged after each transaction: 8, 11 to 13 and 16.
+//! The rules of what the registry says, judged after each transaction: 8, 11 to 13, 16 and 17.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use jiff::SignedDuration;
 use mcp_agent::registry::{
-    DeployedRow, DeploymentId, DeploymentRow, DeploymentState, Lookup, Outcome, Registry,
-    StepPhase, StepRow, Trigger,
+    ComponentRecord, DeployedRow, DeploymentId, DeploymentRow, DeploymentState, Lookup, Outcome,
+    Registry, StepPhase, StepRow, Trigger,
 };
 use mcp_spec::component::OnFailure;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ComponentName};
 use mcp_spec::observed::{ContainerState, DesiredState, label};
-use mcp_spec::plan::{ActionKind, HoldChange, ServicePlan};
+use mcp_spec::plan::{ActionKind, HoldChange, ServicePlan, ServiceSettings};
+use mcp_spec::revision::CommitId;
 use tokio::time::Instant;
 
 use super::{Known, Model, Open, is_beyond_the_line};
@@ -26,7 +28,8 @@ struct Said {
     rows: Option<Vec<DeployedRow>>,
     open: Vec<(DeploymentRow, Vec<StepRow>)>,
     quarantined: BTreeSet<(ComponentKey, Digest)>,
-    ended: Vec<DeploymentRow>,
+    /// Deployments that have ended, with what is on record of their components.
+    ended: Vec<(DeploymentRow, Vec<ComponentRecord>)>,
 }
 
 impl Model {
@@ -49,7 +52,8 @@ impl Model {
                 if open.iter().all(|(row, _)| row.id != id)
                     && let Ok(Lookup::One(row)) = registry.deployment(id.to_string()).await
                 {
-                    ended.push(row);
+                    let records = registry.records(vec![id.clone()]).await.unwrap();
+                    ended.push((row, records.into_values().flatten().collect()));
                 }
             }
             Said {
@@ -128,8 +132,8 @@ impl Model {
         for (row, steps) in said.open {
             self.moved(engine, row, steps);
         }
-        for row in said.ended {
-            self.ended(engine, &row);
+        for (row, records) in said.ended {
+            self.ended(engine, &row, &records);
         }
     }
 
@@ -174,6 +178,14 @@ impl Model {
                     continue;
                 }
                 _ => {}
+            }
+            let taken_over = |row: &&DeployedRow| {
+                let open = known.open.get(&row.deployment);
+                commits && open.is_some_and(|open| open.row.trigger == Trigger::Rebuild)
+            };
+            if let Some(is) = is.filter(taken_over) {
+                self.judge_taken_over(engine, known, is);
+                continue;
             }
             let open = known
                 .open
@@ -257,6 +269,48 @@ impl Model {
         container.made_as = row.baseline.clone();
     }
 
+    /// Rule 17; from here on it is as it was made.
+    fn judge_taken_over(&self, engine: &Engine, known: &Known, row: &DeployedRow) {
+        let mut state = engine.state();
+        // Somebody took it away meanwhile.
+        let Some(container) = state.containers.get_mut(&row.container) else {
+            return;
+        };
+        let wrong = |what: &str| {
+            self.trace.violation(format!(
+                "{} {what}, and was taken over",
+                container.live.name
+            ));
+        };
+        if container.key().as_ref() != Some(&row.key) {
+            wrong("is somebody else's");
+        }
+        if container.live.name != row.key.container_name() {
+            wrong("bears another name");
+        }
+        let accepted = &self.history.revisions[..=known.accepted];
+        let its = accepted.iter().find(|step| step.commit == row.revision);
+        let says = container.live.labels.get(label::SPEC).cloned();
+        if its.and_then(|step| step.specs.get(&row.key)) != Some(&row.spec_digest)
+            || says != Some(row.spec_digest.to_string())
+        {
+            wrong("is not what an accepted revision says");
+        }
+        let wanted = accepted.last().and_then(|head| head.specs.get(&row.key));
+        if wanted.is_some_and(|wanted| *wanted != row.spec_digest) && row.hold.is_none() {
+            wrong("is not what the head says, is not held");
+        }
+        // What ended a moment ago the agent may have seen running.
+        let is_down = !container.runs()
+            && container.live.finished_at.is_none_or(|ended| {
+                engine.now().duration_since(ended) > SignedDuration::from_secs(5)
+            });
+        if is_down && !row.spec.kind.is_job() && row.wanted() == DesiredState::Running {
+            wrong("does not run, shall run");
+        }
+        container.made_as = row.baseline.clone();
+    }
+
     /// Rule 12: what the plan was for is written, where nothing failed.
     fn judge_commit(&self, known: &Known, id: &DeploymentId) {
         if let Some(open) = known.open.get(id) {
@@ -303,7 +357,12 @@ impl Model {
             return;
         }
         let from = before.as_ref().map(|open| open.row.state);
-        if !may_follow(from, row.state) {
+        let is_taken_over = row.trigger == Trigger::Rebuild
+            && matches!(
+                (from, row.state),
+                (Some(DeploymentState::Admitted), DeploymentState::Committed)
+            );
+        if !may_follow(from, row.state) && !is_taken_over {
             self.trace.violation(format!(
                 "deployment {} is {} after {from:?}",
                 row.id.short(),
@@ -326,6 +385,14 @@ impl Model {
             && from.is_none_or(|from| from != DeploymentState::Switching);
         let plan = match &before {
             Some(open) if !is_new_plan => open.plan.clone(),
+            // What is taken over is looked at and not planned.
+            _ if row.trigger == Trigger::Rebuild => ServicePlan {
+                service: row.service.clone(),
+                revision: CommitId::NONE,
+                settings: ServiceSettings::default(),
+                actions: Vec::new(),
+                blocked: Vec::new(),
+            },
             _ => {
                 let text: serde_json::Value = serde_json::from_str(&row.plan).unwrap();
                 serde_json::from_value(text["plan"].clone()).unwrap()
@@ -420,8 +487,49 @@ impl Model {
         }
     }
 
+    /// Rule 12: what failed its gate is quarantined when its deployment has ended, unless it ran before; and
+    /// what became of each component is on record.
+    fn judge_findings(
+        &self,
+        known: &Known,
+        open: &Open,
+        row: &DeploymentRow,
+        records: &[ComponentRecord],
+    ) {
+        if !open.is_beyond_the_line() {
+            return;
+        }
+        for action in &open.plan.actions {
+            let key = ComponentKey::new(row.service.clone(), action.component.clone());
+            let wrong = |what: &str| self.trace.violation(format!("{key}: {what}"));
+            if records.iter().all(|it| it.component != action.component) {
+                wrong("what its deployment did to it is not on record");
+            }
+            let failed = open.steps.iter().any(|step| {
+                step.step == "fail"
+                    && step.component.as_ref() == Some(&action.component)
+                    && step.data.contains("\"gate\":true")
+            });
+            let Some(after) = action.after.as_ref().filter(|_| action.kind.creates()) else {
+                continue;
+            };
+            let digest = after.spec_digest;
+            let ran_before = known
+                .rows
+                .get(&key)
+                .is_some_and(|row| row.spec_digest == digest);
+            if failed
+                && open.row.state == DeploymentState::Compensating
+                && !ran_before
+                && !known.quarantined.contains(&(key.clone(), digest))
+            {
+                wrong("failed its gate, and is not quarantined");
+            }
+        }
+    }
+
     /// Rules 8 and 11.
-    fn ended(&self, engine: &Engine, row: &DeploymentRow) {
+    fn ended(&self, engine: &Engine, row: &DeploymentRow, records: &[ComponentRecord]) {
         let mut known = self.known();
         let Some(open) = known.open.remove(&row.id) else {
             return;
@@ -437,6 +545,7 @@ impl Model {
             )
         });
         self.judge_end(&known, &open, row);
+        self.judge_findings(&known, &open, row, records);
         if row.trigger.is_operators() {
             known.repairs.retain(|key, _| key.service != row.service);
         }

@@ -95,7 +95,8 @@ impl Model {
                 .rows
                 .values()
                 .any(|row| row.container == container.live.id);
-            if container.runs() && !is_registered && container.behaviour.lasts() {
+            let is_unknown = !is_registered && !container.is_stray;
+            if container.runs() && is_unknown && container.behaviour.lasts() {
                 wrong(format!(
                     "{} ({key}) runs and is not registered",
                     container.live.name
@@ -144,7 +145,7 @@ impl Model {
             let Some(row) = container.key().and_then(|key| known.rows.get(&key)) else {
                 continue;
             };
-            if row.container != container.live.id {
+            if row.container != container.live.id && !container.is_stray {
                 self.trace.violation(format!(
                     "{} is left over beside {}",
                     container.live.name,
