@@ -7,6 +7,8 @@
 mod connect;
 mod failure;
 pub(crate) mod follow;
+pub(crate) mod mcias;
+mod renewal;
 pub(crate) mod signing;
 mod tls;
 pub(crate) mod token;
@@ -132,7 +134,7 @@ impl NodeClient {
         node: &NodeEntry,
         signatures: &Arc<Signatures>,
     ) -> Result<Self, Failure> {
-        let token = token::for_node(&context.settings, node).await?;
+        let token = token::for_node(context, node).await?;
         let mut value: MetadataValue<Ascii> =
             format!("Bearer {}", token.reveal()).parse().map_err(|_| {
                 Failure::new(

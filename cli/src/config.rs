@@ -10,7 +10,7 @@ mod paths;
 use std::path::{Path, PathBuf};
 
 pub(crate) use edit::{AddNode, add_node, remove_node, set_string};
-pub(crate) use file::NodeEntry;
+pub(crate) use file::{Mcias, NodeEntry};
 pub(crate) use paths::{expand_home, new_key_path, repository_around};
 
 use crate::args::{Given, Global};
@@ -74,7 +74,7 @@ pub(crate) struct Settings {
     /// The signing key as it was named.
     pub(crate) key: Option<Setting<String>>,
     /// Where tokens come from.
-    pub(crate) issuer: Option<file::Mcias>,
+    pub(crate) issuer: Option<Mcias>,
     /// All nodes of `mcp.toml`, in its order.
     pub(crate) nodes: Vec<NodeEntry>,
     /// The nodes that the command is limited to; none: all.
@@ -126,6 +126,12 @@ impl Settings {
                 node.ca_cert = Some(from_file(&path.to_string_lossy())?);
             }
         }
+        let mut issuer = file.mcias;
+        if let Some(issuer) = &mut issuer
+            && let Some(path) = &issuer.ca_cert
+        {
+            issuer.ca_cert = Some(from_file(&path.to_string_lossy())?);
+        }
         let selected = Setting::new(
             global.node.iter().map(ToString::to_string).collect(),
             given.origin("node", "MCP_NODE"),
@@ -137,7 +143,7 @@ impl Settings {
             token_file,
             token_command: auth.token_command.unwrap_or_default(),
             key,
-            issuer: file.mcias,
+            issuer,
             nodes,
             selected,
         })

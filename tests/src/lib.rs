@@ -9,6 +9,7 @@ pub mod definitions;
 pub mod engine;
 pub mod fault;
 pub mod fleet;
+pub mod mcias;
 pub mod registry;
 pub mod torture;
 

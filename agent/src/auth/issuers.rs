@@ -33,8 +33,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Time between two fetches of an issuer's keys.
 const FETCH_EVERY: Duration = Duration::from_secs(300);
-/// Least time between two fetches, whatever tokens come, and the time until the next one after a failure.
-const FETCH_AGAIN: Duration = Duration::from_secs(10);
+/// Least time between two fetches, whatever tokens come.
+const FETCH_AGAIN: Duration = Duration::from_secs(2);
+/// Time until the next fetch after one that failed, where no token causes one.
+const FETCH_RETRY: Duration = Duration::from_secs(10);
 
 /// The issuers whose tokens count.
 #[derive(Debug)]
@@ -56,6 +58,8 @@ struct External {
 struct Fetched {
     at: Instant,
     good: bool,
+    /// Whether a token caused it: those are held back by one another, and by no fetch that came by itself.
+    caused: bool,
 }
 
 #[derive(Debug)]
@@ -119,11 +123,17 @@ impl Issuers {
     ///
     /// [`TokenError`] with the first thing that is wrong.
     pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Verified, TokenError> {
-        let mut verified = self.verifier.load().verify(token, now);
-        if verified == Err(TokenError::Signature)
-            && (self.refresh(Instant::now(), LOOK_AGAIN) || self.fetch_for(token).await)
-        {
-            verified = self.verifier.load().verify(token, now);
+        let used = self.verifier.load_full();
+        let mut verified = used.verify(token, now);
+        if verified == Err(TokenError::Signature) {
+            if !self.refresh(Instant::now(), LOOK_AGAIN) {
+                self.fetch_for(token).await;
+            }
+            // Another call may have made it anew meanwhile.
+            let current = self.verifier.load_full();
+            if !Arc::ptr_eq(&used, &current) {
+                verified = current.verify(token, now);
+            }
         }
         let mut identity = verified?;
         let Some((issuer, online)) = self.asked(&identity.issuer) else {
@@ -193,30 +203,35 @@ impl Issuers {
         futures_util::future::join_all(fetches).await;
     }
 
-    /// Fetches the keys of the issuer that an unverified token names, and tells whether there are new ones.
-    async fn fetch_for(&self, token: &str) -> bool {
+    /// Fetches the keys of the issuer that an unverified token names.
+    async fn fetch_for(&self, token: &str) {
         let Some(name) = claimed(token, "iss") else {
-            return false;
+            return;
         };
         let named = |issuer: &ExternalIssuer| issuer.issuer == name;
-        match self.config.auth.external.iter().position(named) {
-            Some(index) => self.fetch(index, FETCH_AGAIN).await,
-            None => false,
+        if let Some(index) = self.config.auth.external.iter().position(named) {
+            self.fetch(index, FETCH_AGAIN).await;
         }
     }
 
-    /// Fetches the keys of one issuer, unless that was done less than `least` ago, and tells whether the verifier
-    /// was made anew meanwhile.
-    async fn fetch(&self, index: usize, least: Duration) -> bool {
+    /// Fetches the keys of one issuer, unless that was done less than `least` ago.
+    async fn fetch(&self, index: usize, least: Duration) {
         let issuer = &self.config.auth.external[index];
         let Some((url, ca)) = &issuer.keys.server else {
-            return false;
+            return;
         };
-        let before = self.verifier.load_full();
         // Whoever comes meanwhile waits for the one fetch, which is bounded.
         let mut fetched = self.external[index].fetched.lock().await;
+        let caused = least == FETCH_AGAIN;
         let due = fetched.is_none_or(|last| {
-            let least = if last.good { least } else { FETCH_AGAIN };
+            if caused && !last.caused {
+                return true;
+            }
+            let least = if last.good {
+                least
+            } else {
+                least.min(FETCH_RETRY)
+            };
             last.at.elapsed() >= least
         });
         if due {
@@ -224,6 +239,7 @@ impl Issuers {
             *fetched = Some(Fetched {
                 at: Instant::now(),
                 good: result.is_ok(),
+                caused,
             });
             match result {
                 Ok(()) => {
@@ -236,7 +252,6 @@ impl Issuers {
                 ),
             }
         }
-        !Arc::ptr_eq(&before, &self.verifier.load_full())
     }
 
     /// Reads the external issuers' files again where one changed, and tells whether one did.

@@ -40,8 +40,9 @@ pub(super) const fn usage(usage: Usage) -> v1::Usage {
 impl v1::node_server::Node for Node {
     async fn info(
         &self,
-        _: Request<v1::InfoRequest>,
+        request: Request<v1::InfoRequest>,
     ) -> Result<Response<v1::InfoResponse>, Status> {
+        let identity = caller(&request)?;
         let agent = &self.agent;
         let config = &agent.config;
         let facts = NodeFacts::read(&config.data_dir);
@@ -79,6 +80,18 @@ impl v1::node_server::Node for Node {
             os: facts.os,
             kernel: facts.kernel,
             architecture: facts.architecture,
+            caller: Some(v1::Caller {
+                narrowed: identity.services.is_some(),
+                services: identity
+                    .services
+                    .iter()
+                    .flatten()
+                    .map(ToString::to_string)
+                    .collect(),
+                role: identity.role.to_string(),
+                subject: identity.subject,
+                issuer: identity.issuer,
+            }),
         }))
     }
 

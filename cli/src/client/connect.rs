@@ -28,7 +28,7 @@ pub(crate) const DEFAULT_PORT: u16 = 9444;
 pub(super) async fn connect(node: &NodeEntry, limit: Option<Duration>) -> Result<Channel, Failure> {
     let limit = limit.map_or(CONNECT_TIME, |limit| limit.min(CONNECT_TIME));
     let (host, port) = split_address(node)?;
-    let config = tls::client_config(node)?;
+    let (config, found) = tls::client_config(node)?;
     let server_name = node.server_name.clone().unwrap_or_else(|| host.clone());
     let name = ServerName::try_from(server_name.clone()).map_err(|error| {
         Failure::usage(format!(
@@ -73,7 +73,7 @@ pub(super) async fn connect(node: &NodeEntry, limit: Option<Duration>) -> Result
     let tls =
         match tokio::time::timeout_at(until, TlsConnector::from(config).connect(name, tcp)).await {
             Ok(Ok(tls)) => tls,
-            Ok(Err(error)) => return Err(tls_failure(node, &error)),
+            Ok(Err(error)) => return Err(tls_failure(node, &error, found.fingerprint())),
             Err(_) => return Err(too_late("the TLS handshake")),
         };
 
@@ -159,8 +159,8 @@ pub(crate) fn parse_address(text: &str) -> Option<(String, u16)> {
     (!host.is_empty() && host.chars().all(plain)).then(|| (host.to_owned(), port))
 }
 
-fn tls_failure(node: &NodeEntry, error: &std::io::Error) -> Failure {
-    let failure = Failure::new(
+fn tls_failure(node: &NodeEntry, error: &std::io::Error, found: Option<&str>) -> Failure {
+    let mut failure = Failure::new(
         Exit::Unreachable,
         format!(
             "{} at {} is not trusted, or does not speak TLS 1.3",
@@ -174,6 +174,9 @@ fn tls_failure(node: &NodeEntry, error: &std::io::Error) -> Failure {
             .trim_start_matches("unexpected error: ")
             .to_owned(),
     );
+    if let Some(found) = found {
+        failure = failure.cause(format!("its certificate has the fingerprint {found}"));
+    }
     let refused = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
@@ -228,7 +231,7 @@ mod tests {
         let told = |fault: CertificateError| {
             let error = rustls::Error::InvalidCertificate(fault);
             let error = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
-            tls_failure(&node, &error).hint.clone().unwrap()
+            tls_failure(&node, &error, None).hint.clone().unwrap()
         };
         let expired = told(CertificateError::ExpiredContext {
             time: rustls_pki_types::UnixTime::since_unix_epoch(std::time::Duration::from_secs(2)),

@@ -34,7 +34,8 @@ fn exit_of_reason(reason: &str) -> Option<Exit> {
     Some(match reason {
         "stale" | "stale-plan" | "superseded" | "behind" | "diverged" | "older"
         | "not-fast-forward" => Exit::Stale,
-        "policy" => Exit::Refused,
+        // An issuer that is away is no node that is.
+        "policy" | "issuer-away" | "too-many-refusals" => Exit::Refused,
         "consent" => Exit::Usage,
         // What is wrong lies in the revision, not in the command line.
         "definitions" | "bad-definitions" => Exit::Failed,
@@ -78,7 +79,7 @@ pub(super) fn of(node: &str, status: &Status) -> Failure {
     failure.causes = detail.causes;
     failure = failure.maybe_hint(Some(detail.hint).filter(|hint| !hint.is_empty()));
     if failure.hint.is_none() && status.code() == Code::Unauthenticated {
-        failure.hint = Some(format!("mcp login --node {node} --token-stdin"));
+        failure.hint = Some(format!("mcp login --node {node}"));
     }
     failure.reason = Some(detail.reason).filter(|reason| !reason.is_empty());
     failure.deployment_id = Some(detail.deployment_id).filter(|id| !id.is_empty());

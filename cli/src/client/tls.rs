@@ -3,7 +3,7 @@
 //! The system's roots are never consulted, and nothing older than TLS 1.3 is spoken.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -58,16 +58,116 @@ pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
     Ok(certificates)
 }
 
-/// The TLS settings for `node`.
-pub(super) fn client_config(node: &NodeEntry) -> Result<Arc<ClientConfig>, Failure> {
+/// TLS settings that trust the certificates of `ca` alone.
+pub(super) fn trusting(ca: &Path) -> Result<ClientConfig, Failure> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let roots = roots_of(ca, read_certificates(ca)?)?;
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the ring provider speaks TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+/// The fingerprint of the certificate that a server showed and that was refused.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Found(Arc<OnceLock<String>>);
+
+impl Found {
+    /// `sha256:…`, where a certificate came at all.
+    pub(super) fn fingerprint(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+}
+
+fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    format!(
+        "sha256:{}",
+        hex::encode(Sha256::digest(certificate.as_ref()))
+    )
+}
+
+/// Trusts a CA, and remembers what it refused, so that people can compare.
+#[derive(Debug)]
+struct CaVerifier {
+    inner: Arc<WebPkiServerVerifier>,
+    found: Found,
+}
+
+impl ServerCertVerifier for CaVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified = self.inner.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        if verified.is_err() {
+            // One connection, one certificate: it is set once.
+            let _ = self.found.0.set(fingerprint(end_entity));
+        }
+        verified
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner
+            .verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// The TLS settings for `node`, and where a certificate that they refuse is told.
+pub(super) fn client_config(node: &NodeEntry) -> Result<(Arc<ClientConfig>, Found), Failure> {
+    let found = Found::default();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the ring provider speaks TLS 1.3");
     let mut config = match (&node.ca_cert, &node.fingerprint) {
         (Some(path), _) => {
-            let roots = roots_of(path, read_certificates(path)?)?;
-            builder.with_root_certificates(roots).with_no_client_auth()
+            let roots = Arc::new(roots_of(path, read_certificates(path)?)?);
+            let inner = WebPkiServerVerifier::builder_with_provider(roots, provider)
+                .build()
+                .map_err(|error| {
+                    Failure::usage(format!(
+                        "the CA certificate {} cannot be used",
+                        path.display()
+                    ))
+                    .because(&error)
+                })?;
+            let verifier = Arc::new(CaVerifier {
+                inner,
+                found: found.clone(),
+            });
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(verifier)
+                .with_no_client_auth()
         }
         (None, Some(text)) => {
             let pinned = parse_fingerprint(text)
@@ -86,7 +186,7 @@ pub(super) fn client_config(node: &NodeEntry) -> Result<Arc<ClientConfig>, Failu
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), found))
 }
 
 fn roots_of(
@@ -134,10 +234,9 @@ impl ServerCertVerifier for PinnedVerifier {
             return Ok(ServerCertVerified::assertion());
         }
         let Some(authority) = intermediates.iter().find(|one| self.is_pinned(one)) else {
-            let digest = Sha256::digest(end_entity.as_ref());
             return Err(rustls::Error::General(format!(
-                "the server's certificate has the fingerprint sha256:{}, which is not the pinned one",
-                hex::encode(digest)
+                "the server's certificate has the fingerprint {}, which is not the pinned one",
+                fingerprint(end_entity)
             )));
         };
         // A pinned CA is no more than a CA: chain, name and dates are checked as usual.

@@ -14,7 +14,11 @@ use base64::Engine as _;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 
+pub(crate) use super::renewal::is_of_mcias;
+
+use super::renewal;
 use crate::config::{NodeEntry, Settings};
+use crate::context::Context;
 use crate::error::{Exit, Failure};
 
 /// Longer than any token that an agent takes.
@@ -180,26 +184,39 @@ pub(crate) fn write(path: &Path, token: &Token) -> Result<(), Failure> {
     })
 }
 
-/// The token for `node`: from its file, or from the token command where that is missing or old.
-pub(super) async fn for_node(settings: &Settings, node: &NodeEntry) -> Result<Token, Failure> {
+/// The command that gives a token, for a hint.
+pub(crate) fn login_words(settings: &Settings, node: Option<&NodeEntry>) -> String {
+    let mut words = "mcp login".to_owned();
+    if let Some(node) = node
+        && settings.nodes.len() > 1
+    {
+        words.push_str(&format!(" --node {}", node.name));
+    }
+    if settings.issuer.is_none() {
+        words.push_str(" --token-stdin");
+    }
+    words
+}
+
+/// The token for `node`: from its file, renewed where half of its life is over, or from the token command where that
+/// is missing or old.
+pub(super) async fn for_node(context: &Context, node: &NodeEntry) -> Result<Token, Failure> {
+    let settings = &context.settings;
     let path = source_for(settings, node.name.as_str());
     let held = read(&path)?;
     let old = match held {
-        Some(token) if !token.is_old() => return Ok(token),
+        Some(token) if !token.is_old() => {
+            return Ok(renewal::renewed(context, &path, token).await);
+        }
         Some(_) => true,
         None => false,
     };
     if settings.token_command.is_empty() || settings.token_file.is_some() {
         let what = if old { "has expired" } else { "is missing" };
-        let login = if settings.nodes.len() > 1 {
-            format!("mcp login --node {} --token-stdin", node.name)
-        } else {
-            "mcp login --token-stdin".to_owned()
-        };
         return Err(
             Failure::new(Exit::Refused, format!("the token for {} {what}", node.name))
                 .cause(format!("looked for {}", path.display()))
-                .hint(login),
+                .hint(login_words(settings, Some(node))),
         );
     }
     let token = ask_command(&settings.token_command, node).await?;

@@ -65,7 +65,7 @@ pub(crate) async fn run(context: &Context, _: Args) -> Outcome {
         };
         rows.push(from_file("server_url", &issuer.server_url));
         if let Some(ca) = &issuer.ca_cert {
-            rows.push(from_file("ca_cert", ca));
+            rows.push(from_file("ca_cert", &ca.display().to_string()));
         }
         if let Some(name) = &issuer.service_name {
             rows.push(from_file("service_name", name));

@@ -1,16 +1,20 @@
-//! `mcp logout`: forgets tokens.
+//! `mcp logout`: has MCIAS take tokens back, and forgets them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::client::token;
+use crate::client::{mcias, token};
 use crate::context::Context;
 use crate::error::{Exit, Failure, Outcome};
 
 /// Forget the bearer tokens, all or those of --node
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Tokens of MCIAS do not count any more afterwards. Where it is away, they are forgotten here all the same.
+
+Examples:
   mcp logout
-  mcp logout --node rift")]
+  mcp logout --node rift"
+)]
 pub(crate) struct Args {}
 
 /// Carries it out.
@@ -36,6 +40,7 @@ pub(crate) async fn run(context: &Context, _: Args) -> Outcome {
     };
     let mut any = false;
     for path in paths {
+        tell_mcias(context, &path).await;
         match std::fs::remove_file(&path) {
             Ok(()) => {
                 any = true;
@@ -54,4 +59,38 @@ pub(crate) async fn run(context: &Context, _: Args) -> Outcome {
         context.out.note("no token was kept");
     }
     Ok(Exit::Done)
+}
+
+/// Has MCIAS take the token in `path` back, where it made it. What fails is told, and the token forgotten all the same.
+async fn tell_mcias(context: &Context, path: &Path) {
+    let Some(server) = &context.settings.issuer else {
+        return;
+    };
+    let Ok(Some(held)) = token::read(path) else {
+        return;
+    };
+    let Some(claims) = held.claims().filter(token::is_of_mcias) else {
+        return;
+    };
+    match mcias::logout(server, &held).await {
+        Ok(()) => context
+            .out
+            .note(&format!("{} took the token back", server.server_url)),
+        Err(failure) => {
+            let until = claims
+                .exp
+                .and_then(|at| jiff::Timestamp::from_second(at).ok())
+                .map(|at| format!(" until {at}"))
+                .unwrap_or_default();
+            let cause = failure
+                .causes
+                .first()
+                .map(|cause| format!(" ({cause})"))
+                .unwrap_or_default();
+            context.out.warn(&format!(
+                "{}{cause}: whoever has a copy of the token can use it{until}",
+                failure.message
+            ));
+        }
+    }
 }

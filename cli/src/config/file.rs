@@ -31,7 +31,7 @@ pub(crate) struct Mcias {
     /// The issuer's address.
     pub(crate) server_url: String,
     /// The CA that its certificate is checked against.
-    pub(crate) ca_cert: Option<String>,
+    pub(crate) ca_cert: Option<PathBuf>,
     /// The name that MCP is known by there.
     pub(crate) service_name: Option<String>,
 }
