@@ -18,6 +18,7 @@ use mcp_spec::plan::{
 use mcp_spec::policy::Policy;
 use mcp_spec::revision::CommitId;
 
+mod binds;
 mod error;
 mod facts;
 mod supposed;
@@ -427,7 +428,7 @@ impl Planner {
             .into_iter()
             .map(|entry| (entry.key, entry.spec_digest))
             .collect();
-        let mut forbidden = self.forbidden(targets, wanted);
+        let mut forbidden = self.forbidden(targets, wanted, facts);
         for (key, obstacle) in self.strangers(facts).await? {
             forbidden.entry(key).or_default().push(obstacle);
         }

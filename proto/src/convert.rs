@@ -157,6 +157,7 @@ fn blocked(blocked: &Blocked) -> v1::Blocked {
             .unwrap_or_default(),
         reason: blocked.obstacle.reason.clone(),
         hint: blocked.obstacle.hint.clone(),
+        policy: blocked.obstacle.is_policy,
     }
 }
 

@@ -209,6 +209,9 @@ pub struct Obstacle {
     pub reason: String,
     /// How to mend it.
     pub hint: String,
+    /// Whether it is the node's policy that refuses it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_policy: bool,
 }
 
 /// What would be done but may not.

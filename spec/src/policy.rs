@@ -35,12 +35,17 @@ pub const DEFAULT_CAPABILITIES: [&str; 12] = [
 pub const DEFAULT_LOG_DRIVERS: [&str; 5] = ["json-file", "local", "k8s-file", "journald", "none"];
 
 /// Paths that hold an engine's socket or store: a bind that touches one hands over the node.
-pub const ENGINE_PATHS: [&str; 7] = [
+pub const ENGINE_PATHS: [&str; 12] = [
     "/run/podman",
     "/var/run/podman",
+    "/run/docker",
+    "/var/run/docker",
     "/run/docker.sock",
     "/var/run/docker.sock",
     "/run/containerd",
+    "/run/containers",
+    "/run/libpod",
+    "/var/lib/containerd",
     "/var/lib/docker",
     "/var/lib/containers",
 ];
@@ -50,6 +55,9 @@ pub const ENGINE_PATHS: [&str; 7] = [
 pub struct Policy {
     /// Paths at or beneath which a bind's source must lie; `{service}` stands for the service's name.
     pub host_paths: Vec<String>,
+    /// Folders that a container may write although a bind's source lies strictly beneath: whoever writes
+    /// there is trusted not to put something else in the source's place. `{service}` as in `host_paths`.
+    pub nested_binds: Vec<String>,
     /// Whether a component may be privileged.
     pub privileged: bool,
     /// Whether a component may use the node's own network stack.
@@ -91,6 +99,7 @@ impl Policy {
         let services_dir = services_dir.trim_end_matches('/');
         Self {
             host_paths: vec![format!("{services_dir}/{{service}}")],
+            nested_binds: Vec::new(),
             privileged: false,
             host_network: false,
             bridge_network: true,
@@ -139,6 +148,36 @@ impl Policy {
         }
         self.check_host(spec, &mut found);
         found
+    }
+
+    /// Paths that belong to an engine, and that no bind may touch.
+    pub fn engine_paths(&self) -> impl Iterator<Item = &str> {
+        ENGINE_PATHS
+            .iter()
+            .copied()
+            .chain(self.protected.iter().map(String::as_str))
+    }
+
+    /// The longest of the allowed host paths that a bind's source lies at or beneath.
+    #[must_use]
+    pub fn host_path_of(&self, key: &ComponentKey, source: &str) -> Option<String> {
+        let source = components(source)?;
+        self.host_paths
+            .iter()
+            .map(|pattern| expanded(pattern, key))
+            .filter(|prefix| components(prefix).is_some_and(|prefix| source.starts_with(&prefix)))
+            .max_by_key(String::len)
+    }
+
+    /// Whether the containers that write `folder` are trusted with what lies beneath it.
+    #[must_use]
+    pub fn allows_beneath(&self, key: &ComponentKey, folder: &str) -> bool {
+        components(folder).is_some_and(|folder| {
+            self.nested_binds.iter().any(|pattern| {
+                components(&expanded(pattern, key))
+                    .is_some_and(|trusted| folder.starts_with(&trusted))
+            })
+        })
     }
 
     fn check_image(&self, spec: &ComponentSpec, found: &mut Vec<Violation>) {
@@ -217,10 +256,8 @@ impl Policy {
             });
             return;
         }
-        let engine = ENGINE_PATHS
-            .iter()
-            .copied()
-            .chain(self.protected.iter().map(String::as_str))
+        let engine = self
+            .engine_paths()
             .find(|protected| overlaps(&path, protected));
         if let Some(engine) = engine {
             found.push(Violation {
@@ -231,11 +268,7 @@ impl Policy {
             });
             return;
         }
-        let allowed = self.host_paths.iter().any(|pattern| {
-            let prefix = pattern.replace("{service}", key.service.as_str());
-            components(&prefix).is_some_and(|prefix| path.starts_with(&prefix))
-        });
-        if !allowed {
+        if self.host_path_of(key, source).is_none() {
             found.push(Violation {
                 field,
                 message: format!("bind {source} outside policy.host_paths"),
@@ -305,7 +338,14 @@ impl Policy {
     }
 }
 
-fn allow(key: &str, value: &str) -> String {
+/// A pattern of the policy, for one component.
+fn expanded(pattern: &str, key: &ComponentKey) -> String {
+    pattern.replace("{service}", key.service.as_str())
+}
+
+/// The mend that a key of the policy is.
+#[must_use]
+pub fn allow(key: &str, value: &str) -> String {
     format!("the node's owner allows it with {value} in {key} under [policy] in agent.toml")
 }
 

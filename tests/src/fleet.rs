@@ -503,6 +503,24 @@ impl Fleet {
             .expect("a test names only nodes that it added")
     }
 
+    /// Puts a `[policy]` table in the place of a node's own, and starts its agent again.
+    ///
+    /// # Errors
+    ///
+    /// Where the agent does not end or start, or its configuration has no such table.
+    pub fn set_policy(&mut self, node: &str, policy: &str) -> Result<()> {
+        let node = self.node_mut(node);
+        node.terminate()?;
+        let text = std::fs::read_to_string(node.config())?;
+        let (before, rest) = text
+            .split_once("[policy]")
+            .context("the configuration has no [policy]")?;
+        // The keys of the table go, what is commented below it stays.
+        let after = rest.split_once("\n\n").map_or("", |(_, after)| after);
+        std::fs::write(node.config(), format!("{before}{policy}\n\n{after}"))?;
+        node.serve()
+    }
+
     /// The desired-state repository.
     #[must_use]
     pub fn repo(&self) -> &Path {

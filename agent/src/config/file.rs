@@ -116,6 +116,7 @@ struct Alert {
 #[serde(deny_unknown_fields)]
 struct PolicyTable {
     host_paths: Option<Vec<String>>,
+    nested_binds: Option<Vec<String>>,
     privileged: Option<bool>,
     host_network: Option<bool>,
     bridge_network: Option<bool>,
@@ -597,6 +598,7 @@ fn policy(at: &Text<'_>, raw: PolicyTable, services_dir: &Path) -> Result<Policy
     let default = Policy::default_for(&services_dir.display().to_string());
     let policy = Policy {
         host_paths: raw.host_paths.unwrap_or(default.host_paths),
+        nested_binds: raw.nested_binds.unwrap_or(default.nested_binds),
         privileged: raw.privileged.unwrap_or(default.privileged),
         host_network: raw.host_network.unwrap_or(default.host_network),
         bridge_network: raw.bridge_network.unwrap_or(default.bridge_network),
@@ -608,14 +610,19 @@ fn policy(at: &Text<'_>, raw: PolicyTable, services_dir: &Path) -> Result<Policy
         log_drivers: raw.log_drivers.unwrap_or(default.log_drivers),
         protected: default.protected,
     };
-    if let Some(path) = policy.host_paths.iter().find(|path| {
-        !path.starts_with('/') || path.split('/').any(|part| matches!(part, "." | ".."))
-    }) {
-        return Err(at.refuse(
-            &["policy", "host_paths"],
-            format!("`{path}` is not a plain absolute path"),
-            "write it from the root; {service} stands for the service's name",
-        ));
+    for (key, paths) in [
+        ("host_paths", &policy.host_paths),
+        ("nested_binds", &policy.nested_binds),
+    ] {
+        if let Some(path) = paths.iter().find(|path| {
+            !path.starts_with('/') || path.split('/').any(|part| matches!(part, "." | ".."))
+        }) {
+            return Err(at.refuse(
+                &["policy", key],
+                format!("`{path}` is not a plain absolute path"),
+                "write it from the root; {service} stands for the service's name",
+            ));
+        }
     }
     let is_capability = |name: &String| {
         !name.is_empty()

@@ -166,6 +166,12 @@ impl PartFailure {
             Self::ImageOther { .. } => {
                 "deploy the service by hand to take the new image, or load the recorded one on the node"
             }
+            Self::Engine {
+                source: RuntimeError::Pull { .. },
+                ..
+            } => {
+                "see that the image's name and tag are right and that the node reaches the registry: pull it on the node as the engine's user"
+            }
             Self::SourceMissing { .. } => "create it on the node, or use a named volume",
             Self::Engine {
                 source: RuntimeError::PortTaken { .. },

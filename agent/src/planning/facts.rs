@@ -78,6 +78,7 @@ impl Planner {
                 let revision = live.labels.get(label::REVISION).map(|commit| commit.chars());
                 let revision: String = revision.into_iter().flatten().take(7).collect();
                 let obstacle = Obstacle {
+                    is_policy: false,
                     reason: format!(
                         "{} runs {revision} in container {}, which the registry does not know",
                         live.name,

@@ -1,15 +1,15 @@
 //! What is wanted, made ready for the planner: what the policy refuses, and which images are meant.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
-use mcp_spec::component::{Pull, VolumeSource};
+use mcp_spec::component::Pull;
 use mcp_spec::diff::file_changes_only;
 use mcp_spec::image::Digest;
 use mcp_spec::name::{ComponentKey, ComponentName, ServiceName, Target};
 use mcp_spec::observed::ImageId;
 use mcp_spec::plan::{Obstacle, Wanted, WantedService};
 
+use super::binds::Binds;
 use super::facts::Facts;
 use super::{PlanError, Planner};
 use crate::registry::RegistryError;
@@ -26,35 +26,40 @@ impl Planner {
         &self,
         targets: Option<&[Target]>,
         wanted: &BTreeMap<ServiceName, WantedService>,
+        facts: &Facts,
     ) -> BTreeMap<ComponentKey, Vec<Obstacle>> {
         let data_dir = self.data_dir.display().to_string();
+        let staying = facts
+            .deployed
+            .iter()
+            .filter(|(key, _)| {
+                // What a plan of the whole service replaces or removes is gone after it.
+                let is_planned = wanted.contains_key(&key.service)
+                    && targets.is_none_or(|targets| targets.iter().any(|t| t.covers(key)));
+                !is_planned
+            })
+            .map(|(key, deployed)| (key, &deployed.spec));
+        let chosen: Vec<(ComponentKey, &Wanted)> = chosen(targets, wanted).collect();
+        let coming = chosen.iter().map(|(key, want)| (key, &want.spec));
+        let binds = Binds::of(&self.policy, &self.data_dir, staying.chain(coming));
         let mut forbidden = BTreeMap::new();
-        for (key, want) in chosen(targets, wanted) {
+        for (key, want) in &chosen {
             let mut obstacles: Vec<Obstacle> = self
                 .policy
-                .violations(&key, &want.spec, &data_dir)
+                .violations(key, &want.spec, &data_dir)
                 .into_iter()
                 .map(|violation| Obstacle {
+                    is_policy: true,
                     reason: violation.message,
                     hint: violation.hint,
                 })
                 .collect();
-            let own = self.services_dir.join(key.service.as_str());
-            for volume in want.spec.volumes.values() {
-                let VolumeSource::Bind(path) = &volume.source else {
-                    continue;
-                };
-                let path = PathBuf::from(path);
-                if obstacles.is_empty() && path != own && std::fs::symlink_metadata(&path).is_err()
-                {
-                    obstacles.push(Obstacle {
-                        reason: format!("bind source {} does not exist", path.display()),
-                        hint: "create it on the node, or use a named volume".to_owned(),
-                    });
-                }
+            if obstacles.is_empty() {
+                let own = self.services_dir.join(key.service.as_str());
+                obstacles = binds.obstacles(key, &want.spec, &own);
             }
             if !obstacles.is_empty() {
-                forbidden.insert(key, obstacles);
+                forbidden.insert(key.clone(), obstacles);
             }
         }
         forbidden

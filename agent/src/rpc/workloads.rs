@@ -408,6 +408,7 @@ fn adopted(one: &Adopted) -> v1::Adopted {
                 component: key.component.to_string(),
                 reason: violation.message.clone(),
                 hint: violation.hint.clone(),
+                policy: true,
             })
             .collect(),
         stopped: !live.state.is_running(),

@@ -71,19 +71,20 @@ impl End {
             Err(failure) => failure.exit,
             Ok(None) => Exit::Done,
             Ok(Some(deployments)) => {
-                let blocked = self
-                    .plan
-                    .as_ref()
-                    .is_some_and(|plan| !plan.blocked.is_empty());
+                let blocked = self.plan.as_ref().and_then(plan::blocked_exit);
+                let end = |deployment: &v1::Deployment| match blocked {
+                    // What was not begun since it is blocked ends as that.
+                    Some(blocked) if deployment.outcome == "aborted" => blocked,
+                    _ => deployment::exit(deployment),
+                };
                 // Where several services failed in different ways, no single way is the answer.
                 let bad: Vec<Exit> = deployments
                     .iter()
-                    .map(deployment::exit)
+                    .map(end)
                     .filter(|exit| *exit != Exit::Done)
                     .collect();
                 match bad.split_first() {
-                    None if blocked => Exit::Failed,
-                    None => Exit::Done,
+                    None => blocked.unwrap_or(Exit::Done),
                     Some((first, rest)) if rest.iter().all(|exit| exit == first) => *first,
                     Some(_) => Exit::Failed,
                 }

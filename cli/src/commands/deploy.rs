@@ -244,8 +244,9 @@ async fn dry_run(context: &Context, args: &Args, placed: &[Placed<'_>], revision
     let all: Vec<&Placed<'_>> = placed.iter().collect();
     let plans = fetch_plans(context, args, &all, revision).await?;
     carry_out::show_plans(context, &plans, |_, _| String::new())?;
-    let blocked = plans.iter().any(|plan| !plan.blocked.is_empty());
-    Ok(if blocked { Exit::Failed } else { Exit::Done })
+    let blocked = plans.iter().filter_map(plan::blocked_exit);
+    // A refusal by policy alone has its own code; what else blocks comes before it.
+    Ok(blocked.min().unwrap_or(Exit::Done))
 }
 
 /// Commits and pushes the targets' own files where they differ; other edits are listed and left.

@@ -97,12 +97,13 @@ pub(crate) async fn run(context: &Context, args: Args) -> Outcome {
         show_plans(context, &plans, |plan, _| note(repo.as_ref(), plan))?;
     }
     rows::end_with(context, &answers, |one| {
-        if !one.blocked.is_empty() && !args.exit_code {
-            Exit::Failed
-        } else if args.exit_code && (plan::has_changes(one) || !one.blocked.is_empty()) {
+        let blocked = plan::blocked_exit(one);
+        if args.exit_code && (plan::has_changes(one) || blocked.is_some()) {
             Exit::Changes
-        } else {
+        } else if args.exit_code {
             Exit::Done
+        } else {
+            blocked.unwrap_or(Exit::Done)
         }
     })
 }

@@ -190,6 +190,7 @@ pub(crate) struct Blocked {
     component: Option<String>,
     reason: String,
     hint: Option<String>,
+    policy: bool,
 }
 
 impl From<&v1::Blocked> for Blocked {
@@ -199,6 +200,7 @@ impl From<&v1::Blocked> for Blocked {
             component: some(&blocked.component),
             reason: blocked.reason.clone(),
             hint: some(&blocked.hint),
+            policy: blocked.policy,
         }
     }
 }

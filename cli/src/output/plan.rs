@@ -2,6 +2,8 @@
 
 use mcp_proto::v1;
 
+use crate::error::Exit;
+
 use super::style::{self, Style, bold, bytes, dim, short, yellow};
 use super::table::{Cell, Table};
 
@@ -271,6 +273,15 @@ pub(crate) fn pending_rows(table: &mut Table, plan: &v1::Plan) {
     }
 }
 
+/// How a command ends that a plan's obstacles keep from something; none where there are none.
+pub(crate) fn blocked_exit(plan: &v1::Plan) -> Option<Exit> {
+    match plan.blocked.as_slice() {
+        [] => None,
+        blocked if blocked.iter().all(|one| one.policy) => Some(Exit::Refused),
+        _ => Some(Exit::Failed),
+    }
+}
+
 /// The warning about uncommitted files that are left alone.
 pub(crate) fn left_alone(paths: &[String]) -> String {
     const SHOWN: usize = 5;
@@ -361,6 +372,7 @@ mod tests {
                 component: "cache".to_owned(),
                 reason: "bind /var/cache outside policy.host_paths".to_owned(),
                 hint: String::new(),
+                policy: true,
             }],
             head_revision: String::new(),
         };

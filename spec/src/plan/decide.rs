@@ -54,6 +54,7 @@ fn plan_service(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
                     service: name.clone(),
                     component: Some((*component).clone()),
                     obstacle: Obstacle {
+                        is_policy: false,
                         reason: format!(
                             "{name} has no component {component} at {}",
                             input.revision.short()
@@ -118,6 +119,7 @@ fn undefined(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
     let runs_here = input.deployed.keys().any(|key| key.service == *name);
     let obstacle = if runs_here {
         Obstacle {
+            is_policy: false,
             reason: format!(
                 "{name} is orphaned: {} no longer gives it to {}",
                 input.revision.short(),
@@ -127,6 +129,7 @@ fn undefined(input: &PlanInput<'_>, name: &ServiceName) -> ServicePlan {
         }
     } else {
         Obstacle {
+            is_policy: false,
             reason: format!(
                 "no service {name} on {} at {}",
                 input.node,
@@ -516,6 +519,7 @@ fn obstacles(input: &PlanInput<'_>, key: &ComponentKey, action: &Action) -> Vec<
         let name = key.container_name();
         if let Some(id) = input.foreign_names.get(&name) {
             found.push(Obstacle {
+                is_policy: false,
                 reason: format!(
                     "the name {name} is taken by container {}, which is not managed",
                     id.short()

@@ -99,6 +99,7 @@ fn services_plan(
                 }
                 let decision = match is_unknown(input, key) {
                     Some(reason) => Err(Obstacle {
+                        is_policy: false,
                         reason: format!("the state of {key} is unknown: {reason}"),
                         hint: "bring the engine back and try again".to_owned(),
                     }),
@@ -118,6 +119,7 @@ fn services_plan(
                     service: service.clone(),
                     component: None,
                     obstacle: Obstacle {
+                        is_policy: false,
                         reason: format!("{service} is not deployed on {}", input.node),
                         hint: format!("deploy it with: mcp deploy {service}"),
                     },
@@ -142,6 +144,7 @@ pub fn plan_start(input: &LifecycleInput<'_>, services: &BTreeSet<ServiceName>) 
     services_plan(input, services, |key, deployed, live, settings| {
         if !settings.active {
             return Err(Obstacle {
+                is_policy: false,
                 reason: format!(
                     "{} is not active: its definition says `active = false`",
                     key.service
@@ -229,6 +232,7 @@ pub fn plan_restart(input: &LifecycleInput<'_>, services: &BTreeSet<ServiceName>
         }
         if !settings.active {
             return Err(Obstacle {
+                is_policy: false,
                 reason: format!(
                     "{} is not active: its definition says `active = false`",
                     key.service
@@ -241,6 +245,7 @@ pub fn plan_restart(input: &LifecycleInput<'_>, services: &BTreeSet<ServiceName>
         }
         if let Some(who) = &deployed.stopped_by {
             return Err(Obstacle {
+                is_policy: false,
                 reason: format!("{key} was stopped by {who}"),
                 hint: format!("start it with: mcp start {}", key.service),
             });
@@ -282,6 +287,7 @@ pub fn plan_purge(
                     service: key.service.clone(),
                     component: Some(key.component.clone()),
                     obstacle: Obstacle {
+                        is_policy: false,
                         reason: format!("{key} is wanted by {}", input.revision.short()),
                         hint: format!(
                             "remove it from services/{}.toml and sync first; purge takes only what no definition wants",
@@ -299,6 +305,7 @@ pub fn plan_purge(
                     service: key.service.clone(),
                     component: Some(key.component.clone()),
                     obstacle: Obstacle {
+                        is_policy: false,
                         reason: format!(
                             "{key} was adopted and never deployed: no definition has dropped it"
                         ),
@@ -345,6 +352,7 @@ fn plan_of(
                 service: key.service.clone(),
                 component: Some(key.component.clone()),
                 obstacle: Obstacle {
+                    is_policy: false,
                     reason: format!("the state of {key} is unknown: {reason}"),
                     hint: "bring the engine back and try again".to_owned(),
                 },

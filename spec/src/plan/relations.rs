@@ -104,6 +104,7 @@ pub(super) fn dependencies(
                     service: name.clone(),
                     component: Some(action.component.clone()),
                     obstacle: Obstacle {
+                        is_policy: false,
                         reason: format!("it depends on {key}, which does not run"),
                         hint: format!("deploy {key} too, or add --with-deps"),
                     },
@@ -224,6 +225,7 @@ pub(super) fn unseen<'a>(input: &PlanInput<'a>, key: &ComponentKey) -> Option<&'
 
 pub(super) fn unknown(key: &ComponentKey, reason: &str) -> Obstacle {
     Obstacle {
+        is_policy: false,
         reason: format!("the state of {key} is unknown: {reason}"),
         hint: "bring the engine back, then deploy again".to_owned(),
     }

@@ -69,7 +69,10 @@ fn every_key_in_combination_shows_no_drift(lane: Lane) {
     fleet.add_node(engine, "every").unwrap();
     let srv = fleet.node("every").services_dir().join("every");
     let odd = srv.join("with blank, é and =");
-    std::fs::create_dir_all(&odd).unwrap();
+    let rw = srv.join("rw");
+    for folder in [&odd, &rw] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
     engine.give(&srv).unwrap();
     let [first, second, third, fourth] = [(); 4].map(|()| free_port().unwrap());
     let (low, high) = run_of_ports();
@@ -85,7 +88,7 @@ workdir = "/made/up/for this"
 hostname = "host.example.net"
 networks = {{ every = {{}}, backbone = {{ aliases = ["front_end", "every.internal"] }} }}
 ports = ["{first}:8080", "127.0.0.2:{first}:8080", "{low}-{high}:9000-9002", "{second}:8080/udp", "{third}:8081/udp"]
-volumes = ["{odd}:/data/with blank é:ro", "{srv}:/rw", "cache:/cache", "cache:/cache-again:ro", "volume:every_other.name:/other"]
+volumes = ["{odd}:/data/with blank é:ro", "{rw}:/rw", "cache:/cache", "cache:/cache-again:ro", "volume:every_other.name:/other"]
 tmpfs = ["/scratch:size=1m,mode=1777,exec", "/tmp"]
 files = [
   {{ from = "files/every/app.toml", to = "/etc/app.toml", mode = "0440"{owner} }},
@@ -111,7 +114,7 @@ security_opt = ["no-new-privileges"]
 env = {{ LINES_ = "{lines}", EQUALS = "a=b==", EMPTY = "", LONG = "{long}", "with.dot" = 1, NEGATIVE = -7, HEX = 0x10, FLOAT = 1.50, ON = true, PATH = "/bin:/sbin" }}
 "#,
         odd = odd.display(),
-        srv = srv.display(),
+        rw = rw.display(),
         lines = toml(several_lines),
     );
     // The allowance for a raw socket is the owner's to give.

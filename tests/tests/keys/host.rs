@@ -20,20 +20,6 @@ security_opt   = ["no-new-privileges=false", "seccomp=unconfined", "systempaths=
 privileged     = true
 "#;
 
-/// Replaces the node's policy and starts its agent again.
-fn allow(fleet: &mut Fleet, node: &str, policy: &str) {
-    let config = fleet.node(node).config();
-    fleet.node_mut(node).terminate().unwrap();
-    let text = std::fs::read_to_string(&config).unwrap();
-    let (before, rest) = text.split_once("[policy]").unwrap();
-    // The keys of the table go, what is commented below it stays.
-    let after = rest.split_once("\n\n").map_or("", |(_, after)| after);
-    let image = mcp_tests::engine::BUSYBOX;
-    assert!(image.starts_with("localhost/"));
-    std::fs::write(&config, format!("{before}{policy}\n{after}")).unwrap();
-    fleet.node_mut(node).serve().unwrap();
-}
-
 fn keys_that_reach_into_the_node_need_the_owner_s_word(lane: Lane) {
     let fleet = Fleet::with_node(lane, "closed").unwrap();
     for (keys, refusal) in [
@@ -79,7 +65,7 @@ fn keys_that_reach_into_the_node_need_the_owner_s_word(lane: Lane) {
 fn allowed_keys_take_effect(lane: Lane) {
     let engine = lane.shared();
     let mut fleet = Fleet::with_node(lane, "open").unwrap();
-    allow(&mut fleet, "open", OPEN);
+    fleet.set_policy("open", OPEN).unwrap();
     let permissions = if lane == Lane::PodmanRootless {
         ""
     } else {
@@ -224,7 +210,7 @@ fn allowed_keys_take_effect(lane: Lane) {
 
 fn what_this_engine_cannot_do_is_refused_by_name(lane: Lane) {
     let mut fleet = Fleet::with_node(lane, "cannot").unwrap();
-    allow(&mut fleet, "cannot", OPEN);
+    fleet.set_policy("cannot", OPEN).unwrap();
     let mut refused: Vec<(&str, &str)> = vec![
         (
             "user = \"nosuch\"",

@@ -129,6 +129,13 @@ pub(super) fn kept(answer: &Answer) -> Result<Vec<KeepTag>, RuntimeError> {
         .collect())
 }
 
+/// How often an image is looked for that was just pulled. Podman 4.3 was seen not to know it for a moment, while
+/// another process worked in the same store.
+const LOOKS_AFTER_PULL: u32 = 5;
+
+/// The pause between two such looks.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+
 /// Pulls an image.
 pub(super) async fn pull(
     http: &Http,
@@ -166,14 +173,22 @@ pub(super) async fn pull(
         }
     }
 
-    let answer = http
-        .send(inspect(&session.prefix, &local_name(image)))
-        .await?;
-    if errors::is_missing(&answer) {
-        return Err(failed(
-            "the engine ended the pull without the image".to_owned(),
-        ));
-    }
+    let mut looks = 0;
+    let answer = loop {
+        let answer = http
+            .send(inspect(&session.prefix, &local_name(image)))
+            .await?;
+        looks += 1;
+        if !errors::is_missing(&answer) {
+            break answer;
+        }
+        if looks == LOOKS_AFTER_PULL {
+            return Err(failed(
+                "the engine ended the pull without the image".to_owned(),
+            ));
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    };
     let pulled: Image = answer.ok()?.parsed()?;
     Ok(ImageFacts {
         id: image_id(&pulled.id),
