@@ -7,6 +7,7 @@
 pub mod binaries;
 pub mod definitions;
 pub mod engine;
+pub mod entries;
 pub mod fault;
 pub mod fleet;
 pub mod mcias;

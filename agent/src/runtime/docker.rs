@@ -45,6 +45,17 @@ use super::{
     KeepTag, LogLine, LogOptions, PullProgress, Runtime, RuntimeError, UserNamespace,
 };
 
+/// What an engine's answer says of containers, be it a list or the inspection of one: nothing where it is neither.
+/// For those who hold the reader against answers that no engine gives.
+#[must_use]
+pub fn read_containers(answer: &[u8]) -> Vec<LiveContainer> {
+    match serde_json::from_slice(answer) {
+        Ok(Value::Array(entries)) => entries.iter().filter_map(normalise::listed).collect(),
+        Ok(answer) => normalise::inspected(&answer).into_iter().collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
 /// What a stop may take beyond the grace: the kill, the network, the engine's bookkeeping.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 

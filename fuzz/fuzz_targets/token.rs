@@ -1,0 +1,4 @@
+//! See `mcp_tests::entries::token`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| mcp_tests::entries::token(bytes));
