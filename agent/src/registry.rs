@@ -47,7 +47,7 @@ mod words;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use adoptions::{AdoptedComponent, Adoption};
 pub use alerts::{ConditionRow, Judgement, Outgoing};

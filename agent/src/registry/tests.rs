@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use super::*;
 
 mod adoptions;
+mod alerts;
 mod crash;
 mod deployed;
 mod deployments;
@@ -133,7 +134,7 @@ fn spec(tag: &str) -> ComponentSpec {
 }
 
 /// A component as a deployment of the image `tag` leaves it.
-fn row(of: &str, tag: &str, deployment: u64) -> DeployedRow {
+pub(crate) fn row(of: &str, tag: &str, deployment: u64) -> DeployedRow {
     let key = key(of);
     let spec = spec(tag);
     DeployedRow {
@@ -171,7 +172,7 @@ fn set(row: DeployedRow) -> SetDeployed {
     }
 }
 
-fn deployment(id: &DeploymentId, request_id: &str) -> DeploymentRow {
+pub(crate) fn deployment(id: &DeploymentId, request_id: &str) -> DeploymentRow {
     DeploymentRow {
         id: id.clone(),
         service: "shop".parse().unwrap(),

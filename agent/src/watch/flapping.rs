@@ -155,6 +155,23 @@ mod tests {
     }
 
     #[test]
+    fn what_runs_on_and_changes_within_the_window_is_not_calm() {
+        let mut flapping = Flapping::default();
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        // Its health comes and goes; it has run all along.
+        for second in [400, 410, 420] {
+            flapping.change(at(second), Timestamp::UNIX_EPOCH);
+        }
+        let since = Some(begin);
+        assert_eq!(flapping.turn(at(420), BOUNDS, since), Some(Turn::Begins(3)));
+        assert_eq!(flapping.turn(at(430), BOUNDS, since), None);
+        flapping.change(at(600), Timestamp::UNIX_EPOCH);
+        assert_eq!(flapping.turn(at(899), BOUNDS, since), None);
+        assert_eq!(flapping.turn(at(901), BOUNDS, since), Some(Turn::Calm));
+    }
+
+    #[test]
     fn changes_far_apart_do_not_flap() {
         let mut flapping = Flapping::default();
         let begin = Instant::now();

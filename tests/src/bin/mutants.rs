@@ -209,11 +209,26 @@ fn main() -> Result<()> {
         .collect();
     known.retain(|name, _| mutations.iter().any(|mutation| mutation.name == *name));
     let mut missed = 0;
-    for mutation in &mutations {
+    // In the order in which they are named.
+    let wanted: Vec<&Mutation> = match asked.names.is_empty() {
+        true => mutations.iter().collect(),
+        false => {
+            let of = |start| {
+                mutations
+                    .iter()
+                    .filter(move |it| it.name.starts_with(start))
+            };
+            asked
+                .names
+                .iter()
+                .map(String::as_str)
+                .flat_map(of)
+                .collect()
+        }
+    };
+    for mutation in wanted {
         let name = &mutation.name;
-        let is_wanted =
-            asked.names.is_empty() || asked.names.iter().any(|start| name.starts_with(start));
-        if !is_wanted || gone.contains(name) {
+        if gone.contains(name) {
             continue;
         }
         let caught = bench.catches(mutation, &asked)?;

@@ -16,7 +16,10 @@ use crate::alert::{Delivery, DeliveryError, Judge};
 use crate::clock::{Clock, SystemClock};
 use crate::config::AlertConfig;
 use crate::desired::Desired;
-use crate::registry::{NewEvent, Registry};
+use crate::registry::tests::{deployment, row};
+use crate::registry::{
+    CommitDeployment, DeploymentId, HistoryEntry, NewEvent, Registry, SetDeployed,
+};
 use crate::revisions::{RevisionStore, TrustRoots};
 use crate::testing::ScriptedEngine;
 
@@ -182,6 +185,53 @@ async fn until_begun(registry: &Registry) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("judging never began");
+}
+
+#[tokio::test]
+async fn muted_service_is_not_told() {
+    let setup = Setup::new("cat >> \"$DIR/got\"");
+    let id = DeploymentId::from_bits(1);
+    let mut row = row("shop/api", "v1", 1);
+    row.settings.alert = false;
+    let admitted = setup.registry.admit(deployment(&id, ""));
+    admitted.await.unwrap();
+    let mut commit = CommitDeployment::new(id);
+    commit.set.push(SetDeployed {
+        row,
+        history: HistoryEntry::New,
+    });
+    setup.registry.commit_deployment(commit).await.unwrap();
+    let outgoing = Arc::new(Notify::new());
+    let stop = CancellationToken::new();
+    let judging = tokio::spawn(setup.judge(&outgoing).run(stop.clone()));
+    until_begun(&setup.registry).await;
+    setup.event("unhealthy", "is unhealthy").await;
+    // Of the node, and judged after the other.
+    let away = NewEvent {
+        at: SystemClock.now(),
+        service: None,
+        component: None,
+        kind: "engine-away".to_owned(),
+        reason: "no-answer".to_owned(),
+        message: "the engine does not answer".to_owned(),
+        revision: None,
+        data: json!({}),
+    };
+    setup.registry.append_events(vec![away]).await.unwrap();
+    let registry = setup.registry.clone();
+    let first = async {
+        loop {
+            if let Some(next) = registry.next_alert().await.unwrap() {
+                return next;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let first = tokio::time::timeout(Duration::from_secs(60), first).await;
+    let first: serde_json::Value = serde_json::from_str(&first.unwrap().body).unwrap();
+    assert_eq!(first["condition"], "engine");
+    stop.cancel();
+    judging.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -82,6 +82,32 @@ fn what_was_let_go_of_stays_beside_what_was_made_in_its_place() {
 }
 
 #[test]
+fn what_was_let_go_of_makes_no_room_for_a_new_one() {
+    on_paused_time(async {
+        let (node, agent) = deployed().await;
+        let key = "shop/web".parse().unwrap();
+        let forgotten = agent
+            .registry
+            .forget(vec![key], Timestamp::UNIX_EPOCH, Vec::new());
+        forgotten.await.unwrap();
+        let id = node.engine.containers()[0].id.clone();
+        let rename = |live: &mut LiveContainer| live.name = "theirs".to_owned();
+        node.engine.change(id.as_str(), rename);
+        let agent = again(&node, agent).await;
+        agent.operate(Op::Deploy).await;
+        // It bears the name that the next generation would have, and does not run.
+        let rename = |live: &mut LiveContainer| live.name = "shop-web.g3".to_owned();
+        node.engine.change(id.as_str(), rename);
+        node.engine
+            .exit(id.as_str(), 0, Timestamp::UNIX_EPOCH, true);
+        let agent = again(&node, agent).await;
+        agent.operate(Op::Force).await;
+        assert!(node.engine.containers().iter().any(|live| live.id == id));
+        agent.kill().await;
+    });
+}
+
+#[test]
 fn a_registered_container_gets_its_name_back() {
     on_paused_time(async {
         let (node, agent) = deployed().await;

@@ -278,6 +278,11 @@ async fn a_finished_deployment_is_no_longer_unfinished() {
         ..finish(1, 5)
     };
     registry.finish(end.clone()).await.unwrap();
+    let told = registry.events(EventQuery {
+        limit: 10,
+        ..EventQuery::default()
+    });
+    assert_eq!(told.await.unwrap()[0].message, "shop/web at 2");
     registry.finish(end).await.unwrap();
     assert_eq!(registry.unfinished().await.unwrap().len(), 1);
     let ended = registry

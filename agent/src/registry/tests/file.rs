@@ -95,6 +95,26 @@ async fn a_damaged_file_is_refused() {
     ));
 }
 
+#[tokio::test]
+async fn damage_in_the_midst_of_a_file_is_found_at_the_start() {
+    let fixture = Fixture::new();
+    let events = (0..2000).map(|second| event(second, "shop/web")).collect();
+    fixture.registry.append_events(events).await.unwrap();
+    shell(&fixture)
+        .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+        .unwrap();
+    let mut bytes = std::fs::read(fixture.path()).unwrap();
+    // A page of events far from everything that opening reads by itself.
+    let page = bytes.len() * 3 / 4 / 4096 * 4096;
+    bytes[page..page + 4096].fill(0xa5);
+    let copy = fixture.directory.path().join("damaged.db");
+    std::fs::write(&copy, &bytes).unwrap();
+    assert!(matches!(
+        Registry::open(&copy),
+        Err(OpenError::Corrupt { .. })
+    ));
+}
+
 #[test]
 fn a_missing_directory_is_an_error() {
     let directory = TempDir::new().unwrap();

@@ -201,6 +201,34 @@ fn the_last_good_spec_comes_back_where_the_next_is_quarantined() {
 }
 
 #[test]
+fn what_had_ended_for_good_and_was_removed_stays_so_by_itself() {
+    let mut world = settled();
+    world.of("web").ended = true;
+    world.observed.insert(key("web"), Observed::Absent);
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert_eq!(world.kind(&auto, "web"), Some(ActionKind::None));
+    world.of("web").held_at = Some(revision("9"));
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert_eq!(world.kind(&auto, "web"), Some(ActionKind::None));
+}
+
+#[test]
+fn what_is_held_and_does_not_converge_is_left_as_it_is() {
+    let mut world = settled();
+    let digest = world.of("web").spec_digest;
+    world.of("web").held_at = Some(revision("9"));
+    world
+        .of("web")
+        .baseline
+        .insert("memory".to_owned(), "as it was made".to_owned());
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert_eq!(world.kind(&auto, "web"), Some(ActionKind::Replace));
+    world.quarantined.insert((key("web"), digest));
+    let auto = world.plan(Purpose::Auto, Some(&shop()), Options::default());
+    assert_eq!(world.kind(&auto, "web"), Some(ActionKind::None));
+}
+
+#[test]
 fn a_stop_comes_before_a_hold_and_neither_is_repaired() {
     let mut world = settled();
     world.of("web").held_at = Some(revision("9"));
