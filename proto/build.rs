@@ -5,13 +5,14 @@ use std::{env, fs};
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "mcp/v1/types.proto",
     "mcp/v1/revisions.proto",
     "mcp/v1/deployments.proto",
     "mcp/v1/registry.proto",
     "mcp/v1/workloads.proto",
     "mcp/v1/node.proto",
+    "mcp/v1/files.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::deploy::stage::Staging;
 use crate::deploy::{self, Context};
 use crate::desired::Desired;
+use crate::files::Files;
 use crate::intake::{self, Origin};
 use crate::planning::Planner;
 use crate::random::Random;
@@ -123,7 +124,9 @@ pub async fn assemble(
         config.alert.clone(),
         outgoing.clone(),
     ));
+    let files = Files::new(&config, runtime.clone(), engine.clone());
     let agent = Arc::new(Agent {
+        files: Arc::new(files),
         started_at: clock.now(),
         verifier,
         revisions,

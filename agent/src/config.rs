@@ -66,8 +66,34 @@ pub struct Config {
     pub alert: Option<AlertConfig>,
     /// What the node's owner allows.
     pub policy: Policy,
+    /// What files of services may take.
+    pub files: FilesConfig,
     /// Where metrics are served, where they are.
     pub metrics: Option<SocketAddr>,
+}
+
+/// What files may take that are pushed and pulled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilesConfig {
+    /// Most bytes of one file.
+    pub max_file: u64,
+    /// Most bytes below a service's folder, for a push to it; `None` for any.
+    pub quota: Option<u64>,
+    /// Bytes that stay free on the disk.
+    pub reserve: u64,
+    /// Bytes of earlier versions that a service keeps, so that pushes can be undone.
+    pub keep: u64,
+}
+
+impl Default for FilesConfig {
+    fn default() -> Self {
+        Self {
+            max_file: 4 << 30,
+            quota: Some(64 << 30),
+            reserve: 256 << 20,
+            keep: 2 << 30,
+        }
+    }
 }
 
 /// The server's certificate.

@@ -30,6 +30,7 @@ pub mod config;
 pub mod deploy;
 pub mod desired;
 pub mod disk;
+pub mod files;
 pub mod init;
 pub mod intake;
 pub mod lock;
@@ -115,6 +116,8 @@ pub struct Agent {
     pub clock: Arc<dyn Clock>,
     /// The upstream's state.
     pub source: Source,
+    /// Files below services' folders.
+    pub files: Arc<files::Files>,
     /// Takes over what runs unknown to the registry.
     pub reclaimer: Arc<takeover::Reclaimer>,
     /// Work that goes on though its caller went away; the agent waits for it at its end.
@@ -517,6 +520,8 @@ pub async fn run(
         Ok(())
     });
     let engine = meet_engine(&agent).await;
+    let files = Arc::clone(&agent.files);
+    agent.work.spawn(async move { files.sweep().await });
     ready(address, &engine);
     let ended = tasks.finish().await;
     agent.work.close();

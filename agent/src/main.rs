@@ -78,6 +78,12 @@ enum Command {
         /// A process in the engine's user namespace.
         pid: u32,
     },
+    /// Run by the agent itself, to reach services' files under an engine without root.
+    #[command(hide = true)]
+    Files {
+        /// A process in the engine's user namespace.
+        pid: u32,
+    },
     /// Print the release.
     Version,
 }
@@ -244,6 +250,7 @@ fn main() -> ExitCode {
         Command::Restore(args) => put_back(&args),
         Command::Trust(command) => command.run(),
         Command::Stage { pid } => return stage(pid),
+        Command::Files { pid } => return files(pid),
         Command::Version => {
             out(&format!("mcp-agent {}\n", env!("CARGO_PKG_VERSION")));
             Ok(ExitCode::SUCCESS)
@@ -272,7 +279,23 @@ fn err(text: &str) {
 
 /// Before any thread is started: only then can a user namespace be entered.
 fn stage(pid: u32) -> ExitCode {
-    match mcp_agent::deploy::stage::inside::run(pid, io::stdin().lock()) {
+    errand(mcp_agent::deploy::stage::inside::run(
+        pid,
+        io::stdin().lock(),
+    ))
+}
+
+/// The same, for the files of services.
+fn files(pid: u32) -> ExitCode {
+    errand(mcp_agent::files::errands::run(
+        pid,
+        io::stdin().lock(),
+        io::stdout().lock(),
+    ))
+}
+
+fn errand<E: std::error::Error>(done: Result<(), E>) -> ExitCode {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let mut text = error.to_string();

@@ -20,6 +20,7 @@ use crate::tls::Incoming;
 pub mod authenticate;
 mod components;
 mod deployments;
+mod files;
 mod node;
 mod registry;
 mod revisions;
@@ -72,6 +73,12 @@ async fn routes(agent: &Arc<Agent>) -> Routes {
     routes.add_service(bounded!(v1::workloads_server::WorkloadsServer::new(
         workloads::Workloads::new(Arc::clone(agent))
     )));
+    // Not compressed: most of what is large is so already, and the rest would cost more time than the line.
+    routes.add_service(
+        v1::files_server::FilesServer::new(files::Files::new(Arc::clone(agent)))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES),
+    );
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_service_status("", ServingStatus::Serving).await;
     routes.add_service(health_server);

@@ -18,7 +18,7 @@ use crate::commands;
 use crate::config::Origin;
 
 /// The commands by what they are for, in the order of `mcp --help`.
-pub(crate) const GROUPS: [(&str, &[&str]); 7] = [
+pub(crate) const GROUPS: [(&str, &[&str]); 8] = [
     (
         "Set-up",
         &["init", "login", "logout", "whoami", "config", "node"],
@@ -37,6 +37,7 @@ pub(crate) const GROUPS: [(&str, &[&str]); 7] = [
         &["list", "ps", "status", "events", "logs", "drift", "alert"],
     ),
     ("Adoption", &["adopt", "forget"]),
+    ("Files", &["push", "pull", "files"]),
     ("Shell", &["completions", "man", "version", "help"]),
 ];
 
@@ -250,6 +251,9 @@ commands! {
     Purge(purge),
     Adopt(adopt),
     Forget(forget),
+    Push(push_file),
+    Pull(pull_file),
+    Files(files),
     List(list),
     Ps(ps),
     Status(status),

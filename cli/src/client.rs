@@ -6,6 +6,7 @@
 
 mod connect;
 mod failure;
+pub(crate) mod files;
 pub(crate) mod follow;
 pub(crate) mod mcias;
 mod renewal;

@@ -1,7 +1,7 @@
 //! The commands: one a file, each with its flags and what it does.
 //!
 //! What several of them share stands beside them: [`place`] says which nodes a target is on,
-//! [`repository`] opens and checks the repository, [`push`] brings a revision to nodes,
+//! [`service_path`] which a file is on, [`repository`] opens and checks the repository, [`push`] brings a revision to nodes,
 //! [`carry_out`] follows deployments, [`streams`] reads several nodes at once, [`rows`] draws components,
 //! [`complete`] offers names to shells, [`definition_text`] changes definitions in place, [`file_lines`] tells changed files in lines.
 
@@ -13,6 +13,7 @@ pub(crate) mod place;
 pub(crate) mod push;
 pub(crate) mod repository;
 pub(crate) mod rows;
+pub(crate) mod service_path;
 pub(crate) mod streams;
 
 pub(crate) mod adopt;
@@ -24,6 +25,7 @@ pub(crate) mod diff;
 pub(crate) mod drift;
 pub(crate) mod events;
 pub(crate) mod fetch;
+pub(crate) mod files;
 pub(crate) mod forget;
 pub(crate) mod history;
 pub(crate) mod hold;
@@ -37,7 +39,9 @@ pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod plan;
 pub(crate) mod ps;
+pub(crate) mod pull_file;
 pub(crate) mod purge;
+pub(crate) mod push_file;
 pub(crate) mod release;
 pub(crate) mod restart;
 pub(crate) mod revisions;

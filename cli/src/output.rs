@@ -139,6 +139,18 @@ impl Printer {
         }
     }
 
+    /// Copies a file's bytes as they are, on a terminal as well.
+    pub(crate) fn copy(&self, from: &mut impl std::io::Read) -> Result<(), Failure> {
+        let mut out = std::io::stdout().lock();
+        match std::io::copy(from, &mut out).and_then(|_| out.flush()) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                Err(Failure::told(Exit::Done))
+            }
+            Err(error) => Err(Failure::failed("standard output cannot be written").because(&error)),
+        }
+    }
+
     /// Writes one document.
     pub(crate) fn json<T: Serialize>(&self, value: &T) -> Result<(), Failure> {
         let text = match self.format {

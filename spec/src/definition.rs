@@ -35,7 +35,7 @@ pub(crate) use limits::PIDS;
 pub(crate) use networks::implied_aliases;
 pub(crate) use service::DEADLINE;
 pub use sharing::{SHARED_PATH, Sharing};
-pub use values::size_text;
+pub use values::{SizeError, size_bytes, size_text};
 pub(crate) use volumes::FILE_MODE;
 
 use crate::component::ServiceSpec;

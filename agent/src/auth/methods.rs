@@ -23,6 +23,9 @@ const CALL: Duration = Duration::from_secs(120);
 /// A whole pack (256 MiB) over a slow line, and its verification.
 const PACK: Duration = Duration::from_secs(900);
 
+/// The largest file over a slow line; a client that sends nothing is given up long before.
+const FILE: Duration = Duration::from_secs(4 * 3600);
+
 const fn of(path: &'static str, role: Role) -> Method {
     Method {
         path,
@@ -34,7 +37,7 @@ const fn of(path: &'static str, role: Role) -> Method {
 
 /// Every method that the agent serves. Higher demands of single requests (`force`, volumes) are the
 /// handlers' to make, with [`super::Identity::require`].
-pub const METHODS: [Method; 35] = [
+pub const METHODS: [Method; 39] = [
     of("/mcp.v1.Revisions/Negotiate", Role::Viewer),
     Method {
         path: "/mcp.v1.Revisions/PushPack",
@@ -75,6 +78,27 @@ pub const METHODS: [Method; 35] = [
         limit: PACK,
     },
     of("/mcp.v1.Node/TestAlert", Role::Operator),
+    Method {
+        path: "/mcp.v1.Files/Push",
+        role: Some(Role::Operator),
+        signed: true,
+        limit: FILE,
+    },
+    // Two readings of a large file come before the first word.
+    Method {
+        path: "/mcp.v1.Files/Pull",
+        role: Some(Role::Operator),
+        signed: true,
+        limit: PACK,
+    },
+    of("/mcp.v1.Files/ListFiles", Role::Operator),
+    // A large file may have to be read, and copied between file systems.
+    Method {
+        path: "/mcp.v1.Files/UndoPush",
+        role: Some(Role::Operator),
+        signed: true,
+        limit: PACK,
+    },
     // Open: it says that the agent serves, and nothing else.
     Method {
         path: "/grpc.health.v1.Health/Check",

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use mcp_spec::definition::size_bytes;
 use mcp_spec::duration::Span;
 use mcp_spec::name::NodeName;
 use mcp_spec::policy::{Policy, PortRange};
@@ -15,8 +16,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     AlertConfig, AuthConfig, Config, ConfigError, DEFAULT_DATA_DIR, DEFAULT_LISTEN,
-    DEFAULT_MAX_AGE_HOURS, DEFAULT_SERVICES_DIR, Engine, ExternalIssuer, KeySource, RuntimeConfig,
-    SignedRequests, SourceConfig, TlsConfig, TrustConfig, WatchConfig,
+    DEFAULT_MAX_AGE_HOURS, DEFAULT_SERVICES_DIR, Engine, ExternalIssuer, FilesConfig, KeySource,
+    RuntimeConfig, SignedRequests, SourceConfig, TlsConfig, TrustConfig, WatchConfig,
 };
 use crate::auth::Role;
 use crate::auth::online::Validation;
@@ -42,6 +43,7 @@ struct File {
     watch: Option<WatchConfig>,
     alert: Option<Alert>,
     policy: Option<PolicyTable>,
+    files: Option<Files>,
     metrics: Option<Metrics>,
 }
 
@@ -126,6 +128,15 @@ struct PolicyTable {
     registries: Option<Vec<String>>,
     ports: Option<Vec<PortRange>>,
     capabilities: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Files {
+    max_file: Option<String>,
+    quota: Option<String>,
+    reserve: Option<String>,
+    keep: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -305,6 +316,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
             .transpose()?,
         watch: watch(&at, raw.watch.unwrap_or_default())?,
         alert: raw.alert.map(|alert| self::alert(&at, alert)).transpose()?,
+        files: files(&at, raw.files.unwrap_or_default())?,
         metrics: raw.metrics.map(|metrics| metrics.listen),
         node: raw.node,
         data_dir,
@@ -493,6 +505,25 @@ fn trust(
         introduction: raw.introduction,
         signed_requests,
         principals: raw.principals.unwrap_or_default(),
+    })
+}
+
+fn files(at: &Text<'_>, raw: Files) -> Result<FilesConfig, ConfigError> {
+    let bytes = |key: &str, text: Option<String>, otherwise: u64| match text {
+        None => Ok(otherwise),
+        Some(text) => size_bytes(&text)
+            .map_err(|error| at.refuse(&["files", key], error.message, &error.hint)),
+    };
+    let default = FilesConfig::default();
+    Ok(FilesConfig {
+        max_file: bytes("max_file", raw.max_file, default.max_file)?,
+        quota: match raw.quota {
+            None => default.quota,
+            Some(text) if text == "none" => None,
+            Some(text) => Some(bytes("quota", Some(text), 0)?),
+        },
+        reserve: bytes("reserve", raw.reserve, default.reserve)?,
+        keep: bytes("keep", raw.keep, default.keep)?,
     })
 }
 

@@ -189,3 +189,30 @@ fn a_refusal_names_the_key_in_its_line_and_the_mend() {
         "/etc/mcp/agent.toml:1: `node` is missing"
     );
 }
+
+#[test]
+fn bounds_of_files_are_sizes() {
+    let files = |text: &str| {
+        parse(&format!("node = \"rift\"\n[files]\n{text}"))
+            .unwrap()
+            .files
+    };
+    assert_eq!(files(""), FilesConfig::default());
+    let set = files("max_file = \"1MiB\"\nquota = \"none\"\nreserve = \"0B\"\nkeep = \"2MiB\"");
+    let wanted = FilesConfig {
+        max_file: 1 << 20,
+        quota: None,
+        reserve: 0,
+        keep: 2 << 20,
+    };
+    assert_eq!(set, wanted);
+    for wrong in [
+        "quota = \"1\"",
+        "max_file = \"big\"",
+        "keep = \"-1B\"",
+        "quotas = \"1GiB\"",
+    ] {
+        let message = refusal(&format!("node = \"rift\"\n[files]\n{wrong}"));
+        assert!(message.starts_with("/etc/mcp/agent.toml:3: "), "{message}");
+    }
+}

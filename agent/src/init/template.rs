@@ -121,6 +121,12 @@ ports          = [\"127.0.0.1:1024-65535\", \"[::1]:1024-65535\"]
 capabilities   = []        # beyond the engine's usual ones, as in \"NET_ADMIN\"
 security_opt   = []        # as in \"seccomp=unconfined\"
 
+[files]                    # what `mcp push` and `mcp pull` may take
+max_file = \"4GiB\"
+quota    = \"64GiB\"         # below a service's folder; \"none\" for any
+reserve  = \"256MiB\"        # stays free on the disk
+keep     = \"2GiB\"          # of earlier versions, for `mcp push --undo`
+
 # [metrics]                # of no effect yet: this release serves no metrics
 # listen = \"127.0.0.1:9445\"
 ",

@@ -20,6 +20,8 @@ use crate::alert::DeliveryError;
 use crate::auth::ForbiddenError;
 use crate::auth::requests::RequestError;
 use crate::auth::token::TokenError;
+use crate::files::error::FileError;
+use crate::files::path::FilePathError;
 use crate::registry::RegistryError;
 use crate::revisions::{FetchError, ReadError, ReceiveError, ResolveError};
 use crate::source::SourceError;
@@ -410,6 +412,44 @@ pub fn resolve(error: &ResolveError) -> Status {
     Failure::of(code, reason, error)
         .hint("see which there are: mcp revisions")
         .into()
+}
+
+/// A file cannot be had or written.
+#[must_use]
+pub fn file(error: &FileError) -> Status {
+    let code = match error {
+        FileError::NotFound { .. } | FileError::NothingKept { .. } => Code::NotFound,
+        FileError::TooLarge { .. }
+        | FileError::Quota { .. }
+        | FileError::Uncounted { .. }
+        | FileError::Full { .. } => Code::ResourceExhausted,
+        FileError::OtherBytes { .. } | FileError::Agents { .. } => Code::PermissionDenied,
+        FileError::Io { .. } if error.reason() == "disk-full" => Code::ResourceExhausted,
+        FileError::Io { .. } => Code::Internal,
+        FileError::Namespace { .. } => Code::Unavailable,
+        _ => Code::FailedPrecondition,
+    };
+    Failure::of(code, error.reason(), error)
+        .hint(error.hint())
+        .into()
+}
+
+/// A path that is none.
+pub(super) fn file_path(error: &FilePathError) -> Status {
+    Failure::of(Code::InvalidArgument, "bad-path", error)
+        .hint(error.hint())
+        .into()
+}
+
+/// More transfers than the node takes at a time.
+pub(super) fn too_many_transfers(limit: usize) -> Status {
+    Failure::new(
+        Code::ResourceExhausted,
+        "too-many-transfers",
+        format!("{limit} files are on their way already"),
+    )
+    .hint("try again when one has arrived")
+    .into()
 }
 
 /// The registry failed.

@@ -16,6 +16,11 @@ pub(crate) fn some(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+/// A SHA-256 as digests are written.
+pub(crate) fn digest(sha256: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(sha256))
+}
+
 /// A hold.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Held {

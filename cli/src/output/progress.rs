@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anstream::ColorChoice;
@@ -189,6 +190,18 @@ impl Progress {
         Spinner(Some(bar))
     }
 
+    /// A bar for a file on its way; it goes when its last handle is dropped.
+    pub(crate) fn transfer(&self, label: &str, bytes: u64) -> Transfer {
+        if self.mode != Mode::Bars {
+            return Transfer(None);
+        }
+        let bar = self.bars.add(ProgressBar::new(bytes));
+        bar.set_style(transfer_bar());
+        bar.set_prefix(clean::line(label).into_owned());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Transfer(Some(Arc::new(Clearing(bar))))
+    }
+
     /// Takes all bars away.
     pub(crate) fn finish(&self) {
         for steps in self.steps.borrow_mut().values_mut() {
@@ -204,6 +217,36 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+/// A bar for a file on its way; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Transfer(Option<Arc<Clearing>>);
+
+/// Takes its bar away in the end.
+#[derive(Debug)]
+struct Clearing(ProgressBar);
+
+impl Drop for Clearing {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl Transfer {
+    /// Says how many bytes there are.
+    pub(crate) fn of(&self, bytes: u64) {
+        if let Some(bar) = &self.0 {
+            bar.0.set_length(bytes);
+        }
+    }
+
+    /// Says that so many more have moved.
+    pub(crate) fn moved(&self, bytes: u64) {
+        if let Some(bar) = &self.0 {
+            bar.0.inc(bytes);
+        }
     }
 }
 
@@ -250,6 +293,13 @@ fn spinner() -> ProgressStyle {
 fn pull_bar() -> ProgressStyle {
     ProgressStyle::with_template("{spinner} {prefix}  {bar:24} {bytes}/{total_bytes}  {wide_msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+fn transfer_bar() -> ProgressStyle {
+    ProgressStyle::with_template(
+        "{spinner} {prefix}  {bar:24} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}",
+    )
+    .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// A report in words: `pulling 12 MiB of 38 MiB`.

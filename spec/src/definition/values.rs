@@ -147,6 +147,25 @@ const SIZE_UNITS: [(&str, u64); 5] = [
     ("B", 1),
 ];
 
+/// A text that is no size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct SizeError {
+    /// What is wrong.
+    pub message: String,
+    /// The mend.
+    pub hint: String,
+}
+
+/// A size in bytes, as definitions write it.
+///
+/// # Errors
+///
+/// [`SizeError`].
+pub fn size_bytes(text: &str) -> Result<u64, SizeError> {
+    size(text).map_err(|Refusal { message, hint }| SizeError { message, hint })
+}
+
 /// A size in bytes: `512MiB`, `1.5GiB`, and as docker reads them `512m`, `512MB`, all powers of 1024.
 pub(super) fn size(text: &str) -> Result<u64, Refusal> {
     let malformed = || {
