@@ -33,6 +33,7 @@ const DOORS: &[Door] = &[
             "agent/src/tls",
             "cli/src/client",
             "proto",
+            "tests",
         ],
     },
     Door {

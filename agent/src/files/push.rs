@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use mcp_spec::image::Digest;
 use mcp_spec::name::ServiceName;
@@ -14,6 +15,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+use crate::disk;
 
 use super::error::FileError;
 use super::handle::{Folder, Owner, Places, Root, give, owner_of};
@@ -247,8 +250,7 @@ impl Arriving {
         };
         let failed = |errno: Errno| FileError::io("write", place, &errno.into());
         fchmod(&self.file, Mode::from_raw_mode(mode & 0o777)).map_err(failed)?;
-        self.file
-            .sync_all()
+        disk::sync(&self.file, Path::new(place))
             .map_err(|error| FileError::io("flush", place, &error))?;
         let versions = Versions::of(places, &push.service);
         let can_undo = match &old {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use mcp_spec::image::Digest;
 use mcp_spec::name::ServiceName;
@@ -12,6 +13,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+use crate::disk;
 
 use super::error::FileError;
 use super::handle::{Folder, Places, Root, give};
@@ -200,7 +203,7 @@ impl Back<'_> {
         give(file.as_fd(), Some(was.owner), was.owner, self.place)?;
         fchmod(&file, Mode::from_raw_mode(was.mode & 0o777))
             .map_err(|errno| self.failed("write", errno))?;
-        file.sync_all().map_err(|error| failed(&error))?;
+        disk::sync(&file, Path::new(self.place)).map_err(|error| failed(&error))?;
         let own = file.metadata().map_err(|error| failed(&error))?;
         Ok((own.dev(), own.ino()))
     }
