@@ -337,9 +337,24 @@ impl Execution {
             })
             .await;
         self.feed.tell(None, "cleaned", "");
+        tell(&row);
         Ended {
             row,
             components: records,
+        }
+    }
+}
+
+/// Says in the agent's journal how a deployment ended: what an operator reads where `mcp` cannot reach
+/// the node.
+fn tell(row: &DeploymentRow) {
+    let (deployment, service) = (&row.id, &row.service);
+    let trigger = row.trigger.as_str();
+    let outcome = row.outcome.map_or("interrupted", Outcome::as_str);
+    match &row.error {
+        None => tracing::info!(%deployment, %service, trigger, outcome, "a deployment ended"),
+        Some(error) => {
+            tracing::warn!(%deployment, %service, trigger, outcome, error, "a deployment ended");
         }
     }
 }
