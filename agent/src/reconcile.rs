@@ -340,6 +340,10 @@ async fn attempt(
             return Some(failed(error));
         }
     };
+    // What planning found out: from what cannot be seen nothing follows.
+    if !agent.watch.current().engine_answers() {
+        return None;
+    }
     let plan_id = *planned.plan.id();
     let mut plan = planned.plan.into_services().pop()?;
     leave_out(&mut plan, &waiting);

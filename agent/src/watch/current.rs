@@ -83,8 +83,9 @@ struct Known {
     gone: BTreeMap<ContainerId, Instant>,
     /// When a deployment told of a container last.
     sighted: BTreeMap<ContainerId, Instant>,
-    /// To be inspected at the next occasion.
-    suspects: BTreeSet<ContainerId>,
+    /// To be inspected at the next occasion, since when: an answer that was asked for earlier clears no
+    /// suspicion.
+    suspects: BTreeMap<ContainerId, Instant>,
     /// Containers that are managed without a label of the agent's.
     registered: BTreeSet<ContainerId>,
 }
@@ -276,7 +277,7 @@ impl Watch {
 
     /// Marks a container to be inspected at the next occasion.
     pub(super) fn suspect(&self, id: ContainerId) {
-        self.shared.known().suspects.insert(id);
+        self.shared.known().suspects.insert(id, Instant::now());
     }
 
     /// Takes in that the process of a container died, whatever the engine goes on to say of this
@@ -392,7 +393,9 @@ impl Known {
         {
             return false;
         }
-        self.suspects.remove(&id);
+        if self.suspects.get(&id).is_some_and(|since| *since <= asked) {
+            self.suspects.remove(&id);
+        }
         let Some(live) = live else {
             self.seen.remove(&id);
             self.dead.remove(&id);
@@ -463,7 +466,7 @@ impl Shared {
             return;
         }
         known.dead.insert(id.clone(), started_at);
-        known.suspects.insert(id.clone());
+        known.suspects.insert(id.clone(), Instant::now());
         let dead = known.corrected(LiveContainer::clone(live));
         let mut snapshot = Snapshot::clone(&held);
         snapshot.containers.insert(id.clone(), Arc::new(dead));
@@ -516,7 +519,7 @@ impl Shared {
         let ids: Vec<ContainerId> = self
             .known()
             .suspects
-            .iter()
+            .keys()
             .filter(|id| wanted(id))
             .cloned()
             .collect();
@@ -568,7 +571,7 @@ impl Shared {
                 let seen = known.seen.get(&live.id);
                 let before = held.containers.get(&live.id);
                 let stale = inspect_all
-                    || known.suspects.contains(&live.id)
+                    || known.suspects.contains_key(&live.id)
                     || before.is_none_or(|before| known.is_news(live, before))
                     || seen
                         .and_then(|seen| seen.inspected)
@@ -596,7 +599,7 @@ impl Shared {
         let missing: Vec<ContainerId> = snapshot
             .containers
             .keys()
-            .chain(&known.suspects)
+            .chain(known.suspects.keys())
             .filter(|id| !here.contains(*id))
             .cloned()
             .collect();

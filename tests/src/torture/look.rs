@@ -115,7 +115,9 @@ impl Look {
         })
     }
 
-    pub(super) fn running(&self, component: &str) -> usize {
+    /// How many containers of a component run.
+    #[must_use]
+    pub fn running(&self, component: &str) -> usize {
         let of = self.containers.iter().filter(|c| c.component == component);
         of.filter(|c| c.runs).count()
     }

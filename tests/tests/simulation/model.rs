@@ -458,7 +458,9 @@ impl Model {
                 }
             }
         }
-        if !state.tags.values().any(|image| *image == request.image) {
+        // One that the engine has lost makes no container: the engine refuses it.
+        let is_there = state.images.values().any(|image| *image == request.image);
+        if is_there && !state.tags.values().any(|image| *image == request.image) {
             wrong("is made of an image that is not kept".to_owned());
         }
     }
