@@ -167,6 +167,28 @@ async fn memory_that_ran_out_is_told_where_the_engine_does_not() {
 }
 
 #[tokio::test]
+async fn an_answer_clears_no_suspicion_that_is_younger_than_its_question() {
+    let engine = ScriptedEngine::default();
+    engine.put(live("web", 0));
+    let watch = watch(&engine);
+    watch.fresh().await.unwrap();
+    watch.set_events_flow(true);
+    // The engine answers with what it knew when it was asked; it removes the container meanwhile.
+    engine.lag("web", 1);
+    let web = id("web");
+    let (looked, ()) = tokio::join!(watch.look_at(&web), async {
+        engine.destroy("web");
+        watch.suspect(web.clone());
+    });
+    assert!(looked.unwrap().is_some(), "the answer is the old one");
+    assert!(watch.has_suspects());
+    let snapshot = watch.usable(60 * SECOND).await.unwrap();
+    assert!(!snapshot.containers.contains_key(&web));
+    assert!(!watch.has_suspects());
+    assert_eq!(engine.calls("list"), 1);
+}
+
+#[tokio::test]
 async fn what_a_deployment_saw_is_known_at_once() {
     let engine = ScriptedEngine::default();
     let watch = watch(&engine);
