@@ -151,3 +151,53 @@ fn a_key_reaches_as_far_as_its_line_says(lane: Lane) {
         "denied on this node",
     );
 }
+
+/// Has the workstation ask a script of this text for tokens.
+fn ask(fleet: &Fleet, script: &str) {
+    let path = fleet.home().join("give-token");
+    std::fs::write(&path, script).unwrap();
+    let config = fleet.home().join(".config/mcp/mcp.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    if text.contains("token_command") {
+        return;
+    }
+    let line = format!(
+        "token_command = [\"/bin/sh\", \"{}\", \"{{node}}\"]\n",
+        path.display()
+    );
+    let text = match text.contains("[auth]\n") {
+        true => text.replacen("[auth]\n", &format!("[auth]\n{line}"), 1),
+        false => format!("{text}\n[auth]\n{line}"),
+    };
+    std::fs::write(&config, text).unwrap();
+}
+
+#[test]
+fn a_command_gives_the_token_where_none_is_held() {
+    let fleet = Fleet::with_node(Lane::PodmanRoot, "giver").unwrap();
+    let token = fleet.token("giver", "alice", "operator").unwrap();
+    std::fs::write(fleet.home().join("held"), token).unwrap();
+    fleet.mcp(&["logout"]).ok();
+    fleet.mcp(&["ps"]).exits(7).says("mcp login");
+    for (script, says) in [
+        ("echo no access >&2; exit 3", "exit status: 3"),
+        ("true", "its output is no token"),
+        ("echo two words", "its output is no token"),
+        ("yes | head -c 1000000", "longer than 16384 bytes"),
+    ] {
+        ask(&fleet, script);
+        let output = fleet.mcp(&["ps"]).exits(7).says(says);
+        output.says("gave no token").says("try it by hand: /bin/sh");
+    }
+    // What it gives is kept, for as long as it is good.
+    ask(&fleet, "echo \"$1\" >> ~/asked; cat ~/held");
+    fleet.mcp(&["ps"]).ok();
+    fleet.mcp(&["ps"]).ok();
+    let asked = || std::fs::read_to_string(fleet.home().join("asked")).unwrap();
+    assert_eq!(asked(), "giver\n");
+    let whoami = fleet.mcp_json(&["whoami"]);
+    assert!(whoami.to_string().contains("alice"), "{whoami}");
+    fleet.mcp(&["logout"]).ok();
+    fleet.mcp(&["ps"]).ok();
+    assert_eq!(asked(), "giver\ngiver\n");
+}

@@ -265,6 +265,10 @@ async fn ask_command(command: &[String], node: &NodeEntry) -> Result<Token, Fail
             return Err(failed().cause(format!("it ran longer than {}s", COMMAND_TIME.as_secs())));
         }
     };
+    // Told first: a command whose output is not read any more ends by that.
+    if output.len() as u64 > MAX_TOKEN_BYTES + 1 {
+        return Err(failed().cause(format!("its output is longer than {MAX_TOKEN_BYTES} bytes")));
+    }
     if !status.success() {
         return Err(failed().cause(status.to_string()));
     }
