@@ -142,6 +142,63 @@ fn full_services_directory_blocks_before_anything_stops() {
     });
 }
 
+#[test]
+fn push_onto_a_full_disk_leaves_the_old_file() {
+    Lane::PodmanRoot.run(|lane| {
+        let name = "fullpush";
+        let mut fleet = deployed(lane, name);
+        fleet.node_mut(name).terminate().unwrap();
+        let config = fleet.node(name).config();
+        let text = fs::read_to_string(&config).unwrap();
+        let reserve = text.replace("\"256MiB\"", "\"1MiB\"");
+        assert_ne!(text, reserve);
+        fs::write(&config, reserve).unwrap();
+        let services = fleet.node(name).services_dir();
+        let small = Small::over(&services, "size=16m,nr_inodes=32,mode=755");
+        fleet.node_mut(name).serve().unwrap();
+        let local = |file: &str, bytes: &[u8]| {
+            let path = fleet.home().join(file);
+            fs::write(&path, bytes).unwrap();
+            path.display().to_string()
+        };
+        let (old, new) = (vec![1; 4 << 20], vec![2; 12 << 20]);
+        let target = format!("{name}:etc/data");
+        fleet.mcp(&["push", &local("old", &old), &target]).ok();
+        // Told by what is free, before any byte is on its way.
+        fleet
+            .mcp(&["push", &local("new", &new), &target])
+            .exits(1)
+            .says("bytes left")
+            .says("make room on the disk of the node");
+        // No room that anybody can count: every name is taken.
+        let taken: Vec<PathBuf> = (0..64)
+            .map(|number| services.join(format!("taken{number}")))
+            .take_while(|path| fs::File::create(path).is_ok())
+            .collect();
+        assert!(taken.len() < 64);
+        let other = local("other", b"other");
+        for place in [&target, &format!("{name}:etc/new")] {
+            fleet
+                .mcp(&["push", &other, place])
+                .exits(1)
+                .says("o space left");
+        }
+        let held = || fs::read(services.join(name).join("etc/data")).unwrap();
+        assert!(held() == old);
+        for path in taken {
+            fs::remove_file(path).unwrap();
+        }
+        let listed = fleet.mcp_json(&["files", "-r", name]);
+        assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+        fleet.mcp(&["push", &other, &target]).ok();
+        assert!(held() == b"other");
+        fleet.mcp(&["push", "--undo", &target]).ok();
+        assert!(held() == old);
+        fleet.node_mut(name).terminate().unwrap();
+        drop(small);
+    });
+}
+
 /// A library that makes flushes fail for a process that is started with it.
 fn faulty_flushes(fleet: &Fleet, node: &str) -> (PathBuf, PathBuf) {
     let dir = fleet.node(node).dir();
