@@ -707,7 +707,7 @@ impl Fleet {
             .collect()
     }
 
-    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let home = self.home.path();
         let mut command = Command::new(program);
         command

@@ -1,7 +1,8 @@
 //! The harness of the end-to-end tests, the demo's checks and the benches.
 //!
 //! [`engine`] gives each lane a container engine of its own, [`fault`] puts a faulty one before it, [`fleet`] runs the real `mcp` and
-//! `mcp-agent` binaries against it, [`registry`] serves images to pull, and [`lanes!`] makes one test
+//! `mcp-agent` binaries against it, [`registry`] serves images to pull, [`terminal`] is where a
+//! person sits, and [`lanes!`] makes one test
 //! of a rule for each lane. A lane whose engine does not start fails its tests; none is passed over.
 
 pub mod binaries;
@@ -12,6 +13,7 @@ pub mod fault;
 pub mod fleet;
 pub mod mcias;
 pub mod registry;
+pub mod terminal;
 pub mod torture;
 
 /// Makes of each function `fn rule(lane: Lane)` three tests: `podman_root::rule`,

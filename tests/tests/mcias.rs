@@ -186,6 +186,39 @@ fn alone(node: &str) -> (Fleet, Mcias) {
 }
 
 #[test]
+fn log_in_asks_on_a_terminal_and_shows_no_secret() {
+    let (fleet, _mcias) = alone("asked");
+    let mut terminal = fleet.mcp_on_terminal(&["login"]).unwrap();
+    terminal.sees("user name: ").types("alice");
+    terminal.sees("password: ").types_unseen(PASSWORD);
+    terminal.sees("one-time code: ").types_unseen(CODE);
+    terminal.sees("kept in");
+    let (code, screen) = terminal.ends().unwrap();
+    assert_eq!(code, Some(0), "{screen}");
+    assert!(screen.contains("alice"), "{screen}");
+    assert!(
+        !screen.contains(PASSWORD) && !screen.contains(CODE),
+        "{screen}"
+    );
+    fleet.mcp(&["list"]).ok();
+    fleet.mcp(&["logout"]).ok();
+    // Where a wrong password was typed, and where nothing was.
+    let mut terminal = fleet
+        .mcp_on_terminal(&["login", "--user", "alice"])
+        .unwrap();
+    terminal.sees("password: ").types_unseen("guess");
+    let (code, screen) = terminal.ends().unwrap();
+    assert_eq!(code, Some(7), "{screen}");
+    let mut terminal = fleet
+        .mcp_on_terminal(&["login", "--user", "alice"])
+        .unwrap();
+    terminal.sees("password: ").types_unseen("");
+    let (code, screen) = terminal.ends().unwrap();
+    assert_eq!(code, Some(64), "{screen}");
+    assert!(!token_file(&fleet).exists());
+}
+
+#[test]
 fn while_the_service_is_away_looking_goes_on_and_changes_fail_closed() {
     let (mut fleet, mcias) = alone("outage");
     let web = "outage-shop/web";
