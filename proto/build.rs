@@ -5,7 +5,7 @@ use std::{env, fs};
 
 use prost::Message as _;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "mcp/v1/types.proto",
     "mcp/v1/revisions.proto",
     "mcp/v1/deployments.proto",
@@ -13,6 +13,7 @@ const FILES: [&str; 7] = [
     "mcp/v1/workloads.proto",
     "mcp/v1/node.proto",
     "mcp/v1/files.proto",
+    "mcp/v1/secrets.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

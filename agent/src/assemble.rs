@@ -24,6 +24,7 @@ use crate::random::Random;
 use crate::registry::{Registry, RevisionSource};
 use crate::revisions::RevisionStore;
 use crate::runtime::Runtime;
+use crate::secrets::memory::MemoryFolder;
 use crate::source::Source;
 use crate::takeover::Reclaimer;
 use crate::watch::{self, Busy, Watch};
@@ -77,6 +78,7 @@ pub async fn assemble(
     let engine = Arc::new(ArcSwapOption::empty());
     let watch = Watch::new(runtime.clone(), clock.clone());
     let busy = Busy::default();
+    let memory = MemoryFolder::new(config.secrets_dir.as_deref(), &config.data_dir);
     let context = Arc::new(Context {
         node: config.node.clone(),
         runtime: runtime.clone(),
@@ -86,6 +88,7 @@ pub async fn assemble(
         clock: clock.clone(),
         random: random.clone(),
         staging: Staging::new(&config.data_dir),
+        memory: memory.clone(),
         services_dir: config.services_dir.clone(),
         slots: tokio::sync::Semaphore::new(config.runtime.concurrency),
         sightings: watch.sightings(),
@@ -102,6 +105,7 @@ pub async fn assemble(
         watch: watch.clone(),
         runtime: runtime.clone(),
         policy: config.policy.clone(),
+        memory,
         data_dir: config.data_dir.clone(),
         services_dir: config.services_dir.clone(),
         max_age: config.watch.resync.as_duration() * 2,

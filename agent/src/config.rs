@@ -70,6 +70,8 @@ pub struct Config {
     pub files: FilesConfig,
     /// Where metrics are served, where they are.
     pub metrics: Option<SocketAddr>,
+    /// The folder in memory for opened secrets, where one is named.
+    pub secrets_dir: Option<PathBuf>,
 }
 
 /// What files may take that are pushed and pulled.

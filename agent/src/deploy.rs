@@ -39,6 +39,7 @@ mod prepare;
 mod recover;
 mod remake;
 mod revive;
+mod secrets;
 pub mod stage;
 mod steps;
 mod switch;

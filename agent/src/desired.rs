@@ -62,6 +62,17 @@ impl Desired {
             .desired(commit, &self.node)?
             .map(Arc::new)
             .map_err(|errors| DesiredError::Definitions { commit, errors })?;
+        let keyring = self.revisions.keyring();
+        let is_sealed = set
+            .services
+            .values()
+            .flat_map(|service| service.components.values())
+            .flat_map(|spec| spec.used_secrets())
+            .any(|(_, digest)| keyring.trouble(&digest).is_some());
+        if is_sealed {
+            // The node's keys may come back at any time.
+            return Ok(set);
+        }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == KEPT {
             kept.pop_front();
@@ -88,7 +99,7 @@ impl Desired {
     ) -> Result<DesiredSet, DesiredError> {
         let files = self.revisions.with_draft(commit, edits)?;
         files
-            .compile_for_node(&self.node)
+            .compile_for_node(&self.node, self.revisions.keyring())
             .map_err(|errors| DesiredError::Definitions { commit, errors })
     }
 

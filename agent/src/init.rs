@@ -20,6 +20,7 @@ use crate::auth::keys::{self, JwkError};
 use crate::config::{Config, ConfigError, Engine};
 use crate::disk;
 use crate::revisions::{OpenError, RevisionStore};
+use crate::secrets::{IDENTITY, Keyring};
 
 mod certificates;
 mod engine;
@@ -372,6 +373,10 @@ impl Prepared {
         if let Some(jwk) = &self.issuer_jwk {
             write(&file("trusted-issuer.jwk"), 0o644, jwk)?;
         }
+        Keyring::ensure(&made.unfinished).map_err(|error| InitError::Write {
+            path: file(IDENTITY),
+            source: io::Error::other(error),
+        })?;
         RevisionStore::init(&made.unfinished).map_err(InitError::Repository)?;
         let mark = format!("{}\n", self.settings.node);
         if self.config.parent() == Some(made.data_dir.as_path())

@@ -45,6 +45,7 @@ pub mod retention;
 pub mod revisions;
 pub mod rpc;
 pub mod runtime;
+pub mod secrets;
 pub mod source;
 pub mod takeover;
 #[cfg(any(test, feature = "testing"))]
@@ -71,6 +72,7 @@ use registry::{Registry, RegistryError, RevisionSource};
 use revisions::{Accepted, RevisionStore, TrustRoots};
 use runtime::docker::{DockerRuntime, EngineSocket};
 use runtime::{EngineFacts, Runtime};
+use secrets::Keyring;
 use source::{Source, Way};
 use tls::{Certificate, CertificateError};
 use watch::{Busy, Watch};
@@ -542,6 +544,10 @@ pub async fn run(
 /// Opens the repository. One that was removed is made anew, empty: containers go on being looked after, and
 /// a push brings back what the high-water mark remembers, and nothing else.
 fn open_store(config: &Config) -> Result<RevisionStore, RunError> {
+    if let Err(error) = Keyring::ensure(&config.data_dir) {
+        // Only what uses secrets is held up by it.
+        tracing::error!(%error, "the node has no keys for secrets");
+    }
     match RevisionStore::open(&config.data_dir, trust_roots(config)?) {
         Err(revisions::OpenError::Missing { .. }) if !config.repo().exists() => {
             tracing::error!(repository = %config.repo().display(), "the repository is gone: an empty one takes its place");

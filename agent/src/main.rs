@@ -1,6 +1,8 @@
 //! `mcp-agent`: the command line of the agent.
 
 // Beside the library's own `trust`, and within the door of the command line.
+#[path = "main/identity.rs"]
+mod identity_command;
 #[path = "main/trust.rs"]
 mod trust_command;
 
@@ -11,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
+use identity_command::IdentityCommand;
 use jiff::Timestamp;
 use mcp_agent::auth::Role;
 use mcp_agent::auth::issuer::{Grant, Issuer};
@@ -72,6 +75,9 @@ enum Command {
     /// Whom this node believes and how far it has come: look, deny a key, confirm, begin anew.
     #[command(subcommand)]
     Trust(TrustCommand),
+    /// The node's identity for secrets: look, rotate.
+    #[command(subcommand)]
+    Identity(IdentityCommand),
     /// Run by the agent itself, to stage a file under an engine without root.
     #[command(hide = true)]
     Stage {
@@ -249,6 +255,7 @@ fn main() -> ExitCode {
         Command::Backup(args) => back_up(&args),
         Command::Restore(args) => put_back(&args),
         Command::Trust(command) => command.run(),
+        Command::Identity(command) => command.run(),
         Command::Stage { pid } => return stage(pid),
         Command::Files { pid } => return files(pid),
         Command::Version => {

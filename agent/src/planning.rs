@@ -21,6 +21,7 @@ use mcp_spec::revision::CommitId;
 mod binds;
 mod error;
 mod facts;
+mod sealed;
 mod supposed;
 mod wanted;
 
@@ -36,6 +37,7 @@ use crate::desired::{Desired, DesiredError};
 use crate::registry::{HistoryRow, Registry, Trigger};
 use crate::revisions::{ResolveError, RevisionStore};
 use crate::runtime::Runtime;
+use crate::secrets::memory::MemoryFolder;
 use crate::watch::Watch;
 
 /// Makes the plans of this node.
@@ -59,6 +61,8 @@ pub struct Planner {
     pub data_dir: PathBuf,
     /// Where services keep their data.
     pub services_dir: PathBuf,
+    /// Where opened secrets lie.
+    pub memory: MemoryFolder,
     /// Oldest snapshot that a plan is made of.
     pub max_age: Duration,
 }
@@ -429,6 +433,9 @@ impl Planner {
             .map(|entry| (entry.key, entry.spec_digest))
             .collect();
         let mut forbidden = self.forbidden(targets, wanted, facts);
+        for (key, obstacle) in self.sealed(targets, wanted, facts).await {
+            forbidden.entry(key).or_default().push(obstacle);
+        }
         for (key, obstacle) in self.strangers(facts).await? {
             forbidden.entry(key).or_default().push(obstacle);
         }

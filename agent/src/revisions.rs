@@ -54,6 +54,7 @@ pub use query::{ReadError, ResolveError};
 pub use source::{FetchError, Fetched};
 pub use tree_files::{DraftError, MAX_DRAFT_BYTES, MAX_DRAFT_FILES, TreeFiles};
 
+use crate::secrets::Keyring;
 use accepted::{AcceptedLog, Past, Record};
 use compiled::CompiledDefinitions;
 use trees::Shapes;
@@ -150,6 +151,8 @@ pub struct RevisionStore {
     compiled: Mutex<CompiledDefinitions>,
     /// The names of its folders.
     shapes: Arc<Shapes>,
+    /// What opens the secrets of revisions.
+    keyring: Arc<Keyring>,
     /// Held during a receipt.
     door: Mutex<()>,
     /// A flush has failed.
@@ -169,6 +172,12 @@ struct State {
 }
 
 impl RevisionStore {
+    /// What opens the secrets of revisions.
+    #[must_use]
+    pub const fn keyring(&self) -> &Arc<Keyring> {
+        &self.keyring
+    }
+
     /// The accepted head, `None` before the first push.
     #[must_use]
     pub fn head(&self) -> Option<CommitId> {

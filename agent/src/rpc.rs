@@ -24,6 +24,7 @@ mod files;
 mod node;
 mod registry;
 mod revisions;
+mod secrets;
 mod signed;
 pub mod status;
 mod workloads;
@@ -79,6 +80,9 @@ async fn routes(agent: &Arc<Agent>) -> Routes {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES),
     );
+    routes.add_service(bounded!(v1::secrets_server::SecretsServer::new(
+        secrets::Secrets::new(Arc::clone(agent))
+    )));
     let (health, health_server) = tonic_health::server::health_reporter();
     health.set_service_status("", ServingStatus::Serving).await;
     routes.add_service(health_server);

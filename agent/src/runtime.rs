@@ -15,6 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
+use mcp_seal::Value;
 use mcp_spec::capture::Captured;
 use mcp_spec::component::ComponentSpec;
 use mcp_spec::image::{Digest, ImageRef};
@@ -293,8 +294,22 @@ pub struct ContainerRequest {
     pub spec: ComponentSpec,
     /// The agent's labels, added to the component's own.
     pub labels: BTreeMap<String, String>,
-    /// Staged files: path on the node by target path in the container.
+    /// Staged files and secrets: path on the node by target path in the container.
     pub files: BTreeMap<String, PathBuf>,
+    /// Secrets that are variables, by name.
+    pub secret_env: BTreeMap<String, Value>,
+}
+
+impl ContainerRequest {
+    /// The whole environment, secrets included.
+    #[must_use]
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        let secret = self.secret_env.iter().map(|(name, value)| {
+            let value = String::from_utf8_lossy(value.expose()).into_owned();
+            (name.clone(), value)
+        });
+        self.spec.env.clone().into_iter().chain(secret).collect()
+    }
 }
 
 /// How a command inside a container ended.

@@ -23,7 +23,7 @@ pub(crate) const GROUPS: [(&str, &[&str]); 8] = [
         "Set-up",
         &["init", "login", "logout", "whoami", "config", "node"],
     ),
-    ("Definitions", &["service", "diff"]),
+    ("Definitions", &["service", "secret", "diff"]),
     ("Desired state", &["sync", "fetch", "revisions", "trust"]),
     (
         "Deployment",
@@ -233,6 +233,7 @@ commands! {
     Config(config),
     Node(node),
     Service(service),
+    Secret(secret),
     Diff(diff),
     Sync(sync),
     Fetch(fetch),

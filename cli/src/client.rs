@@ -23,6 +23,7 @@ use mcp_proto::v1::deployments_client::DeploymentsClient;
 use mcp_proto::v1::node_client::NodeClient as NodeService;
 use mcp_proto::v1::registry_client::RegistryClient;
 use mcp_proto::v1::revisions_client::RevisionsClient;
+use mcp_proto::v1::secrets_client::SecretsClient;
 use mcp_proto::v1::workloads_client::WorkloadsClient;
 use mcp_spec::name::NodeName;
 use sha2::{Digest as _, Sha256};
@@ -216,6 +217,8 @@ impl NodeClient {
         fetch_source(FetchSourceRequest) -> FetchSourceResponse in NodeService as "/mcp.v1.Node/FetchSource";
         /// Runs the node's alert command with a test alert.
         test_alert(TestAlertRequest) -> TestAlertResponse in NodeService as "/mcp.v1.Node/TestAlert";
+        /// Has a node encrypt anew what is encrypted to it.
+        reseal(ResealRequest) -> ResealResponse in SecretsClient as "/mcp.v1.Secrets/Reseal";
     }
 
     streaming! {

@@ -46,6 +46,7 @@ pub(crate) mod release;
 pub(crate) mod restart;
 pub(crate) mod revisions;
 pub(crate) mod rollback;
+pub(crate) mod secret;
 pub(crate) mod service;
 pub(crate) mod start;
 pub(crate) mod status;

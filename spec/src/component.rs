@@ -18,7 +18,7 @@ pub use host::{Device, Log, Ulimit};
 
 use crate::duration::Span;
 use crate::image::{Digest, ImageRef};
-use crate::name::{ComponentKey, ComponentName, NodeName, ServiceName};
+use crate::name::{ComponentKey, ComponentName, NodeName, SecretName, ServiceName};
 
 /// Version of the canonical encoding that [`ComponentSpec::digest`] hashes.
 pub const ENCODING_VERSION: u32 = 1;
@@ -188,6 +188,12 @@ pub struct ComponentSpec {
     /// Where its output goes; the engine's choice where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<Log>,
+    /// Secrets that are files, by their target path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretFile>,
+    /// Secrets that are variables, by the variable's name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secret_env: BTreeMap<String, SecretVariable>,
 }
 
 /// Left out of the encoding where it is not so.
@@ -462,6 +468,29 @@ pub struct FileMount {
     pub on_change: OnChange,
 }
 
+/// One secret, as a file in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretFile {
+    /// Its name within the service.
+    pub name: SecretName,
+    /// What stands for its value: at the agent a digest keyed with a secret of the node's own, elsewhere that of
+    /// the encrypted file. Neither tells anything of the value.
+    pub digest: Digest,
+    /// Permission bits, as in `0o400`.
+    pub mode: u32,
+    /// `UID:GID` in the container, root's where absent.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// One secret, as a variable of the environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretVariable {
+    /// Its name within the service.
+    pub name: SecretName,
+    /// As [`SecretFile::digest`].
+    pub digest: Digest,
+}
+
 /// What a changed file asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "do", content = "with")]
@@ -499,6 +528,12 @@ impl Probe {
 }
 
 impl ComponentSpec {
+    /// The names of the secrets that it uses, with what stands for their values.
+    pub fn used_secrets(&self) -> impl Iterator<Item = (&SecretName, Digest)> {
+        let files = self.secrets.values().map(|it| (&it.name, it.digest));
+        files.chain(self.secret_env.values().map(|it| (&it.name, it.digest)))
+    }
+
     /// The canonical encoding: versioned, deterministic JSON.
     #[must_use]
     pub fn canonical(&self) -> Vec<u8> {

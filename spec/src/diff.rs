@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 pub use set::{Change, ComponentChange, ServiceChange, body, service_diff, set_diff, summary};
 
 use crate::component::{
-    ComponentSpec, FileMount, Health, Kind, Network, OnChange, Probe, Volume, VolumeSource,
+    ComponentSpec, FileMount, Health, Kind, Network, OnChange, Probe, SecretFile, Volume,
+    VolumeSource,
 };
 use crate::definition::size_text;
 use crate::image::ImageRef;
@@ -54,8 +55,29 @@ impl FieldChange {
         {
             return (from.1.to_owned(), to.1.to_owned());
         }
+        if self.field.starts_with("secrets.") {
+            return self.shown_secret();
+        }
         let text = |value: &Option<String>| value.clone().unwrap_or_else(|| ABSENT.to_owned());
         (text(&self.from), text(&self.to))
+    }
+}
+
+impl FieldChange {
+    /// Of a secret only that its value differs: what stands for the value tells people nothing.
+    fn shown_secret(&self) -> (String, String) {
+        let plain = |value: &Option<String>| match value {
+            None => ABSENT.to_owned(),
+            Some(value) => match content(value) {
+                Some((name, _, rest)) => format!("{name} {rest}"),
+                None => value.split('@').next().unwrap_or_default().to_owned(),
+            },
+        };
+        let (from, to) = (plain(&self.from), plain(&self.to));
+        if from == to {
+            return (from, "changed".to_owned());
+        }
+        (from, to)
     }
 }
 
@@ -123,6 +145,8 @@ impl ComponentSpec {
             security_opt,
             privileged,
             log,
+            secrets,
+            secret_env,
         } = self;
         let mut fields = Fields::default();
         match kind {
@@ -206,6 +230,15 @@ impl ComponentSpec {
         if let Some(log) = log {
             fields.set("log.driver", &log.driver);
             fields.set_all("log.options", &log.options);
+        }
+        for (target, secret) in secrets {
+            fields.set(&format!("secrets.{target}"), secret_text(secret));
+        }
+        for (variable, secret) in secret_env {
+            fields.set(
+                &format!("secrets.env.{variable}"),
+                format!("{}@{}", secret.name, secret.digest.hex()),
+            );
         }
         fields.0
     }
@@ -299,6 +332,20 @@ fn file_text(file: &FileMount, digest: &str) -> String {
     }
     if file.on_change != OnChange::Recreate {
         text.push_str(&format!(" {}", file.on_change));
+    }
+    text
+}
+
+/// With the whole digest: it says nothing, so it need not be short, and no two are equal by chance.
+fn secret_text(secret: &SecretFile) -> String {
+    let mut text = format!(
+        "{}@{} {:04o}",
+        secret.name,
+        secret.digest.hex(),
+        secret.mode
+    );
+    if let Some((uid, gid)) = secret.owner {
+        text.push_str(&format!(" {uid}:{gid}"));
     }
     text
 }

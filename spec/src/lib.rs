@@ -19,6 +19,7 @@ pub mod request;
 pub mod revision;
 #[cfg(test)]
 mod samples;
+pub mod secret;
 pub mod signal;
 pub mod signature;
 pub mod tree;

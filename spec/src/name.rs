@@ -163,6 +163,12 @@ name_type!(
     |_| Ok(())
 );
 
+name_type!(
+    /// The name of a secret within its service.
+    SecretName,
+    |_| Ok(())
+);
+
 /// A component within a node: `service/component`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -24,6 +24,8 @@ pub mod label {
     pub const GENERATION: &str = "mcp.generation";
     /// The deployment that created it.
     pub const DEPLOYMENT: &str = "mcp.deployment";
+    /// The variables whose values are secrets, `=` between their names.
+    pub const SECRET_ENV: &str = "mcp.secret-env";
 }
 
 macro_rules! engine_id {

@@ -373,6 +373,8 @@ fn component() -> impl Strategy<Value = ComponentSpec> {
                 security_opt: later.security_opt,
                 privileged: later.privileged,
                 log: later.log,
+                secrets: BTreeMap::new(),
+                secret_env: BTreeMap::new(),
             }
         },
     )

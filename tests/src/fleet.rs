@@ -156,6 +156,23 @@ impl Node {
         self.dir.join("srv")
     }
 
+    /// The folders in memory where its secrets lie opened, as far as they are there.
+    #[must_use]
+    pub fn memory(&self) -> Vec<PathBuf> {
+        let own = mcp_spec::image::Digest::of(self.data_dir().as_os_str().as_encoded_bytes());
+        let own = own.hex()[..16].to_owned();
+        let shared = std::fs::read_dir("/dev/shm").into_iter().flatten();
+        let roots = shared
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.to_string_lossy().starts_with("/dev/shm/mcp-"));
+        roots
+            .chain(std::iter::once(PathBuf::from("/run/mcp")))
+            .map(|root| root.join(&own))
+            .filter(|folder| folder.is_dir())
+            .collect()
+    }
+
     /// Its configuration file.
     #[must_use]
     pub fn config(&self) -> PathBuf {
@@ -739,6 +756,11 @@ impl Drop for Fleet {
             // Shared with other tests: only what this node made goes.
             for container in node.containers().unwrap_or_default() {
                 drop(node.engine.remove(&container));
+            }
+            for folder in node.memory() {
+                drop(std::fs::remove_dir_all(&folder));
+                // Of the last agent the folder above it goes too.
+                drop(folder.parent().map(std::fs::remove_dir));
             }
             drop(std::fs::remove_dir_all(&node.dir));
         }

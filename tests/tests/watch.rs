@@ -127,6 +127,7 @@ impl Rig {
                         (label::COMPONENT.to_owned(), key.component.to_string()),
                     ]),
                     files: BTreeMap::new(),
+                    secret_env: BTreeMap::new(),
                 })
                 .await
                 .unwrap();

@@ -37,7 +37,7 @@ const fn of(path: &'static str, role: Role) -> Method {
 
 /// Every method that the agent serves. Higher demands of single requests (`force`, volumes) are the
 /// handlers' to make, with [`super::Identity::require`].
-pub const METHODS: [Method; 39] = [
+pub const METHODS: [Method; 40] = [
     of("/mcp.v1.Revisions/Negotiate", Role::Viewer),
     Method {
         path: "/mcp.v1.Revisions/PushPack",
@@ -99,6 +99,7 @@ pub const METHODS: [Method; 39] = [
         signed: true,
         limit: PACK,
     },
+    of("/mcp.v1.Secrets/Reseal", Role::Operator),
     // Open: it says that the agent serves, and nothing else.
     Method {
         path: "/grpc.health.v1.Health/Check",

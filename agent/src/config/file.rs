@@ -45,6 +45,7 @@ struct File {
     policy: Option<PolicyTable>,
     files: Option<Files>,
     metrics: Option<Metrics>,
+    secrets: Option<Secrets>,
 }
 
 #[derive(Deserialize)]
@@ -143,6 +144,12 @@ struct Files {
 #[serde(deny_unknown_fields)]
 struct Metrics {
     listen: SocketAddr,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Secrets {
+    dir: PathBuf,
 }
 
 /// The text with its place, for errors that name the line.
@@ -318,6 +325,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
         alert: raw.alert.map(|alert| self::alert(&at, alert)).transpose()?,
         files: files(&at, raw.files.unwrap_or_default())?,
         metrics: raw.metrics.map(|metrics| metrics.listen),
+        secrets_dir: raw.secrets.map(|secrets| at.path(&secrets.dir)),
         node: raw.node,
         data_dir,
         services_dir,

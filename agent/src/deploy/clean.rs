@@ -16,6 +16,7 @@ use super::execution::Execution;
 use super::failure::PartFailure;
 use super::images::keep_tag;
 use super::prepare::Made;
+use super::stage::Staging;
 use crate::blocking::blocking;
 
 impl Execution {
@@ -284,7 +285,14 @@ impl Execution {
 
     pub(super) async fn remove_files(&self, component: &ComponentName, generation: u64) {
         let (staging, key) = (self.context.staging.clone(), self.key(component));
-        if let Err(error) = blocking(move || staging.remove(&key, generation)).await {
+        let memory = self.context.memory.clone();
+        let remove = move || {
+            if let Some(folder) = memory.found() {
+                Staging::at(folder).remove(&key, generation)?;
+            }
+            staging.remove(&key, generation)
+        };
+        if let Err(error) = blocking(remove).await {
             tracing::warn!(component = %component, generation, %error, "cannot remove staged files");
             self.left_over();
         }

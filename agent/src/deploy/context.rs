@@ -21,6 +21,7 @@ use crate::random::Random;
 use crate::registry::{Registry, RegistryError};
 use crate::revisions::RevisionStore;
 use crate::runtime::{EngineFacts, Runtime, RuntimeError};
+use crate::secrets::memory::MemoryFolder;
 use crate::watch::Sightings;
 
 /// Longest pause between two attempts at an engine that is away.
@@ -51,6 +52,8 @@ pub struct Context {
     pub random: Random,
     /// Staged files.
     pub staging: Staging,
+    /// Where opened secrets lie.
+    pub memory: MemoryFolder,
     /// Where services keep their data: the agent makes `SERVICES_DIR/SERVICE` at a first deploy.
     pub services_dir: PathBuf,
     /// Permits of steps that load the engine; waiting at a gate holds none.

@@ -21,6 +21,7 @@ use super::clean::mounts_anonymous;
 use super::context::Context;
 use super::images::keep_tag;
 use super::recover::Journalled;
+use super::stage::Staging;
 use crate::blocking::blocking;
 use crate::registry::{DeployedRow, DeploymentRow, Outcome, RegistryError};
 use crate::runtime::RuntimeError;
@@ -355,13 +356,15 @@ async fn files(context: &Context, rows: &[DeployedRow], here: &[&LiveContainer])
         .filter_map(|live| Some((live.claimed_key()?, live.generation()?)))
         .collect();
     used.extend(rows.iter().map(|row| (row.key.clone(), row.generation)));
-    let staging = context.staging.clone();
+    let (staging, memory) = (context.staging.clone(), context.memory.clone());
     blocking(move || {
-        for (key, generation) in staging.generations() {
-            if !used.contains(&(key.clone(), generation))
-                && let Err(error) = staging.remove(&key, generation)
-            {
-                tracing::warn!(%key, generation, %error, "cannot remove staged files");
+        for staging in std::iter::once(staging).chain(memory.found().map(Staging::at)) {
+            for (key, generation) in staging.generations() {
+                if !used.contains(&(key.clone(), generation))
+                    && let Err(error) = staging.remove(&key, generation)
+                {
+                    tracing::warn!(%key, generation, %error, "cannot remove staged files");
+                }
             }
         }
     })

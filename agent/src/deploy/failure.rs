@@ -9,6 +9,7 @@ use super::gate::GateFailure;
 use super::stage::StageError;
 use crate::registry::RegistryError;
 use crate::runtime::RuntimeError;
+use crate::secrets::memory::MemoryError;
 
 /// Why a component could not be prepared, switched or passed.
 #[derive(Debug, Error)]
@@ -84,6 +85,17 @@ pub(super) enum PartFailure {
         /// Why.
         cause: String,
     },
+    /// A secret cannot be had.
+    #[error("secret {secret}: {cause}")]
+    Secret {
+        /// Service and name.
+        secret: String,
+        /// Why, with the mend.
+        cause: String,
+    },
+    /// There is no place in memory for secrets.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// It did not pass its gate.
     #[error("{0}")]
     Gate(#[from] GateFailure),
@@ -181,6 +193,9 @@ impl PartFailure {
             }
             Self::PortTaken { .. } => "choose another host port, or stop what listens there",
             Self::NameTaken { .. } => "rename or remove that container",
+            Self::Memory(_) => {
+                "mount a tmpfs on the node for it, and name it in agent.toml: [secrets] dir = \"/run/mcp\""
+            }
             Self::Stage(StageError::Owner { .. }) => "run the agent as root, or leave `owner` out",
             _ => return None,
         })

@@ -12,6 +12,7 @@ use super::context::Context;
 use super::execution::Execution;
 use super::failure::PartFailure;
 use super::prepare::{Made, Making};
+use super::secrets::{Delivered, deliver};
 use crate::blocking::blocking;
 use crate::runtime::{ContainerRequest, ImageFacts, RuntimeError};
 
@@ -26,7 +27,7 @@ pub(super) async fn make(
     let context = &execution.context;
     let key = execution.key(&action.component);
     let spec = &after.spec;
-    stage(context, &key, spec, after.revision, making.generation).await?;
+    let delivered = stage(context, &key, spec, after.revision, making.generation).await?;
     let labels = BTreeMap::from([
         (label::NODE.to_owned(), context.node.to_string()),
         (label::SERVICE.to_owned(), key.service.to_string()),
@@ -41,7 +42,8 @@ pub(super) async fn make(
         image: image.id.clone(),
         spec: spec.clone(),
         labels,
-        files: context.staging.paths(&key, making.generation, &spec.files),
+        files: delivered.files,
+        secret_env: delivered.env,
     };
     let _slot = context
         .slots
@@ -117,14 +119,14 @@ async fn create(
     }
 }
 
-/// Writes the component's files from the revision's own bytes.
+/// Writes the component's files from the revision's own bytes, and lays its secrets ready.
 pub(super) async fn stage(
     context: &Context,
     key: &ComponentKey,
     spec: &ComponentSpec,
     revision: CommitId,
     generation: u64,
-) -> Result<(), PartFailure> {
+) -> Result<Delivered, PartFailure> {
     for (target, file) in &spec.files {
         let bytes = context.file_bytes(revision, &file.from).await?;
         let (staging, key, target, file) = (
@@ -135,5 +137,9 @@ pub(super) async fn stage(
         );
         blocking(move || staging.write(&key, generation, &target, &file, &bytes)).await?;
     }
-    Ok(())
+    let mut delivered = deliver(context, key, spec, revision, generation).await?;
+    delivered
+        .files
+        .extend(context.staging.paths(key, generation, &spec.files));
+    Ok(delivered)
 }

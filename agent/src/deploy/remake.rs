@@ -21,6 +21,7 @@ use super::execution::Execution;
 use super::failure::PartFailure;
 use super::make::stage;
 use super::prepare::generation_name;
+use super::secrets::deliver_again;
 use super::steps::start;
 use crate::registry::{DeployedRow, NewEvent, Remade};
 use crate::runtime::{ContainerRequest, RuntimeError};
@@ -74,6 +75,13 @@ pub(super) async fn revive_registered(
     row: &DeployedRow,
     longest: Duration,
 ) -> (Settled, Option<ContainerId>) {
+    if let Err(failure) = deliver_again(context, row).await {
+        let failure = RuntimeError::Impossible {
+            what: "its secrets".to_owned(),
+            why: failure.to_string(),
+        };
+        return (Settled::Failed(failure), None);
+    }
     let mut settled = started(context, &row.container, longest).await;
     for _ in 1..TRIES {
         if !matches!(&settled, Settled::Failed(RuntimeError::Stuck { .. })) {
@@ -134,7 +142,7 @@ async fn remake(
             id: row.image_id.to_string(),
         })?;
     let generation = context.registry.next_generation(row.key.clone()).await?;
-    stage(context, &row.key, &row.spec, row.revision, generation).await?;
+    let delivered = stage(context, &row.key, &row.spec, row.revision, generation).await?;
     let request = ContainerRequest {
         name: generation_name(&row.key, generation),
         image: image.id,
@@ -148,7 +156,8 @@ async fn remake(
             (label::GENERATION.to_owned(), generation.to_string()),
             (label::DEPLOYMENT.to_owned(), row.deployment.to_string()),
         ]),
-        files: context.staging.paths(&row.key, generation, &row.spec.files),
+        files: delivered.files,
+        secret_env: delivered.env,
     };
     let container = runtime
         .create(&request)

@@ -89,6 +89,15 @@ impl Staging {
         }
     }
 
+    /// Staging in a folder, as secrets have it.
+    #[must_use]
+    pub const fn at(root: PathBuf) -> Self {
+        Self {
+            root,
+            users: UserNamespace::Shared,
+        }
+    }
+
     /// The same, for containers whose users are numbered so.
     #[must_use]
     pub fn among(&self, users: UserNamespace) -> Self {
@@ -108,6 +117,12 @@ impl Staging {
     fn path(&self, key: &ComponentKey, generation: u64, target: &str) -> PathBuf {
         self.generation_dir(key, generation)
             .join(&Digest::of(target.as_bytes()).hex()[..16])
+    }
+
+    /// Whether a file of a generation is there. Blocking.
+    #[must_use]
+    pub fn has(&self, key: &ComponentKey, generation: u64, target: &str) -> bool {
+        self.path(key, generation, target).is_file()
     }
 
     /// The staged paths of a generation by target, whether or not they are there.

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::context::{ATTEMPT, IN_FLIGHT, Settled};
 use super::execution::Execution;
 use super::failure::PartFailure;
+use super::secrets::lay_ready;
 use crate::blocking::blocking;
 use crate::runtime::RuntimeError;
 
@@ -139,6 +140,7 @@ pub(super) async fn start(
     deadline: Instant,
 ) -> Result<(), PartFailure> {
     execution.feed.tell(Some(component), "starting", "");
+    lay_ready(execution, component, container).await?;
     let context = &execution.context;
     let call = || context.runtime.start(container);
     let runs = |live: Option<&LiveContainer>| {

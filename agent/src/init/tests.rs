@@ -67,7 +67,13 @@ fn what_init_writes_is_what_the_agent_reads() {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     };
     assert_eq!(mode(""), 0o700);
-    for secret in ["issuer.key", "tls/key.pem", "tls/ca-key.pem"] {
+    for secret in [
+        "issuer.key",
+        "age.key",
+        "secrets-digest.key",
+        "tls/key.pem",
+        "tls/ca-key.pem",
+    ] {
         assert_eq!(mode(secret), 0o600, "{secret}");
     }
     assert_eq!(entries(folder.path()), ["data".to_owned()].into());

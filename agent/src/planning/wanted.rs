@@ -138,7 +138,7 @@ impl Planner {
 }
 
 /// The wanted components that the targets cover.
-fn chosen<'a>(
+pub(super) fn chosen<'a>(
     targets: Option<&'a [Target]>,
     wanted: &'a BTreeMap<ServiceName, WantedService>,
 ) -> impl Iterator<Item = (ComponentKey, &'a Wanted)> {

@@ -130,6 +130,8 @@ fn spec(tag: &str) -> ComponentSpec {
         security_opt: BTreeSet::new(),
         privileged: false,
         log: None,
+        secrets: BTreeMap::new(),
+        secret_env: BTreeMap::new(),
     }
 }
 

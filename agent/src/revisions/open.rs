@@ -18,6 +18,7 @@ use super::limits::{Clockwork, Limits};
 use super::objects::{Kind, ObjectError, Objects};
 use super::{ReceiveError, RevisionStore, State, TrustRoots};
 use crate::disk;
+use crate::secrets::Keyring;
 
 /// Why the store could not be opened.
 #[derive(Debug, Error)]
@@ -105,6 +106,7 @@ impl RevisionStore {
             state: RwLock::default(),
             compiled: Mutex::default(),
             shapes: Arc::default(),
+            keyring: Keyring::new(data_dir),
             door: Mutex::default(),
             in_doubt: CancellationToken::new(),
             #[cfg(test)]

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use mcp_spec::definition::{DefinitionError, SHARED_PATH, Sharing};
 use mcp_spec::image::Digest;
 use mcp_spec::revision::{CommitId, ParsedCommit};
+use mcp_spec::secret::{MAX_SEALED_BYTES, secret_at};
 use mcp_spec::signature::{ALLOWED_SIGNERS_PATH, AllowedSigners};
 use mcp_spec::tree::EntryMode;
 use thiserror::Error;
@@ -22,6 +23,9 @@ use super::{ReceiveError, RevisionStore, VerifiedRevision};
 
 /// Most bytes of all definitions of a revision together: three kilobytes for each of ten thousand.
 pub(super) const MAX_DEFINITIONS_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Most bytes of secrets that are held at once: hundreds of the largest, tens of thousands of usual ones.
+const MAX_HELD_SECRETS_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Most bytes of the files of a revision that are read for their digests, those that are alike once: as
 /// many as one pack may inflate to.
@@ -406,13 +410,15 @@ pub(super) fn tree_files(
     // A hundred thousand names may stand for one large file, which is read once.
     let mut digests: HashMap<Id, Digest> = HashMap::new();
     let mut read: u64 = 0;
+    let mut sealed: u64 = 0;
     for directory in ["services", "files", "secrets"] {
         let found = trees
             .files(&root, directory, limit)
             .map_err(|error| walk_error(commit, error))?;
         for (path, id) in found {
             let is_definition = is_definition(&path);
-            if let Some(digest) = digests.get(&id).filter(|_| !is_definition) {
+            let is_secret = secret_at(&path).is_some();
+            if let Some(digest) = digests.get(&id).filter(|_| !is_definition && !is_secret) {
                 files.insert_digest(path, *digest);
                 continue;
             }
@@ -432,6 +438,19 @@ pub(super) fn tree_files(
                     what: Bound::FileBytes,
                     limit: MAX_FILES_BYTES,
                 });
+            }
+            if is_secret {
+                // What is too large is none, and is not held.
+                let is_held = bytes.len() <= MAX_SEALED_BYTES;
+                sealed += if is_held { bytes.len() as u64 } else { 0 };
+                if sealed > MAX_HELD_SECRETS_BYTES {
+                    return Err(ReadError::TooLarge {
+                        what: Bound::FileBytes,
+                        limit: MAX_HELD_SECRETS_BYTES,
+                    });
+                }
+                files.insert_sealed(path, if is_held { bytes } else { Vec::new() });
+                continue;
             }
             let digest = Digest::of(&bytes);
             digests.insert(id, digest);

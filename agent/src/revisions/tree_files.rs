@@ -9,6 +9,8 @@ use mcp_spec::image::Digest;
 use mcp_spec::name::{NodeName, ServiceName};
 use thiserror::Error;
 
+use crate::secrets::Keyring;
+
 /// Most bytes that a draft of uncommitted edits may hold.
 pub const MAX_DRAFT_BYTES: usize = 8 * 1024 * 1024;
 
@@ -20,6 +22,8 @@ pub const MAX_DRAFT_FILES: usize = 1000;
 pub struct TreeFiles {
     definitions: BTreeMap<String, Vec<u8>>,
     digests: BTreeMap<String, Digest>,
+    /// Secrets as they are stored. Only those that a definition names are opened.
+    sealed: BTreeMap<String, Vec<u8>>,
     /// What its services may share, or what is wrong with the file that says so.
     sharing: SharingRead,
 }
@@ -39,6 +43,7 @@ impl TreeFiles {
         Self {
             definitions: BTreeMap::new(),
             digests: BTreeMap::new(),
+            sealed: BTreeMap::new(),
             sharing,
         }
     }
@@ -46,6 +51,10 @@ impl TreeFiles {
     pub(super) fn insert_definition(&mut self, path: String, bytes: Vec<u8>) {
         self.digests.insert(path.clone(), Digest::of(&bytes));
         self.definitions.insert(path, bytes);
+    }
+
+    pub(super) fn insert_sealed(&mut self, path: String, bytes: Vec<u8>) {
+        self.sealed.insert(path, bytes);
     }
 
     pub(super) fn insert_digest(&mut self, path: String, digest: Digest) {
@@ -61,19 +70,28 @@ impl TreeFiles {
             .collect()
     }
 
-    /// The digest of a file below `services/`, `files/` or `secrets/`.
+    /// The digest of a file below `services/` or `files/`.
     #[must_use]
     pub fn digest(&self, path: &str) -> Option<Digest> {
         self.digests.get(path).copied()
     }
 
-    /// Compiles what this node has to run; of other nodes' services only name and node are read.
+    /// Compiles what this node has to run; of other nodes' services only name and node are read. Blocking:
+    /// secrets are opened.
     ///
     /// # Errors
     ///
     /// Every error of every file.
-    pub fn compile_for_node(&self, node: &NodeName) -> Result<DesiredSet, Vec<DefinitionError>> {
-        let set = compile_for_node(&self.definitions(), node, &|path| self.digest(path))?;
+    pub fn compile_for_node(
+        &self,
+        node: &NodeName,
+        keyring: &Keyring,
+    ) -> Result<DesiredSet, Vec<DefinitionError>> {
+        let lookup = |path: &str| match self.sealed.get(path) {
+            Some(sealed) => Some(keyring.digest(path, sealed)),
+            None => self.digest(path),
+        };
+        let set = compile_for_node(&self.definitions(), node, &lookup)?;
         let sharing = self.sharing.as_ref().map_err(Clone::clone)?;
         let errors = sharing.errors(&set, &|path| self.definitions.get(path).map(Vec::as_slice));
         if errors.is_empty() {
@@ -113,9 +131,13 @@ impl TreeFiles {
             check_draft_path(path)?;
             drafted.definitions.remove(path);
             drafted.digests.remove(path);
+            drafted.sealed.remove(path);
             match bytes {
                 Some(bytes) if is_definition(path) => {
                     drafted.insert_definition(path.clone(), bytes.clone());
+                }
+                Some(bytes) if path.starts_with("secrets/") => {
+                    drafted.insert_sealed(path.clone(), bytes.clone());
                 }
                 Some(bytes) => drafted.insert_digest(path.clone(), Digest::of(bytes)),
                 None => {}
@@ -144,8 +166,10 @@ pub enum DraftError {
         /// How many.
         bytes: usize,
     },
-    /// A path outside `services/` and `files/`, or one that no revision could hold.
-    #[error("`{path}` cannot stand in a draft: only files below services/ and files/ can")]
+    /// A path outside `services/`, `files/` and `secrets/`, or one that no revision could hold.
+    #[error(
+        "`{path}` cannot stand in a draft: only files below services/, files/ and secrets/ can"
+    )]
     Path {
         /// The path.
         path: String,
@@ -161,7 +185,7 @@ fn check_draft_path(path: &str) -> Result<(), DraftError> {
             .collect(),
     };
     let mut parts = path.split('/');
-    if !matches!(parts.next(), Some("services" | "files")) || !path.contains('/') {
+    if !matches!(parts.next(), Some("services" | "files" | "secrets")) || !path.contains('/') {
         return Err(refused());
     }
     for part in parts {
@@ -203,7 +227,6 @@ mod tests {
         let files = TreeFiles::default();
         for path in [
             ".mcp/allowed_signers",
-            "secrets/a/b.age",
             "services",
             "services/../.mcp/x",
             "files//x",

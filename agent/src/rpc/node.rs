@@ -47,6 +47,10 @@ impl v1::node_server::Node for Node {
         let config = &agent.config;
         let facts = NodeFacts::read(&config.data_dir);
         let last = agent.source.last();
+        let (age_recipient, age_error) = match agent.revisions.keyring().recipient() {
+            Ok(recipient) => (recipient, String::new()),
+            Err(error) => (String::new(), error.to_string()),
+        };
         let rows = agent
             .registry
             .deployed_all()
@@ -92,6 +96,8 @@ impl v1::node_server::Node for Node {
                 subject: identity.subject,
                 issuer: identity.issuer,
             }),
+            age_recipient,
+            age_error,
         }))
     }
 

@@ -186,7 +186,9 @@ impl<'a> Edits<'a> {
             .transpose()
             .map_err(read)?;
         let drafted = |path: &&str| {
-            (path.starts_with("services/") || path.starts_with("files/"))
+            ["services/", "files/", "secrets/"]
+                .iter()
+                .any(|root| path.starts_with(root))
                 && self.selection.takes(path)
         };
         let mut draft = Vec::new();

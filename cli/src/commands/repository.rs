@@ -10,12 +10,14 @@ use mcp_cli::repo::{
 };
 use mcp_cli::sign::{KeyContext, KeySource, SigningKey, find_key};
 use mcp_spec::definition::{
-    DefinitionError, DefinitionFile, DesiredSet, SHARED_PATH, Sharing, compile, parse_one,
+    DefinitionError, DefinitionErrorKind, DefinitionFile, DesiredSet, SHARED_PATH, Sharing,
+    compile, parse_one,
 };
 use mcp_spec::diff;
 use mcp_spec::image::Digest;
 use mcp_spec::name::ServiceName;
 use mcp_spec::revision::CommitId;
+use mcp_spec::secret::{RECIPIENTS_PATH, Recipients, secret_path};
 use mcp_spec::signature::{
     ALLOWED_SIGNERS_PATH, AllowedSigners, AuthorisationError, ParentView, PublicKey, authorise,
     parse_public_key,
@@ -466,11 +468,86 @@ pub(crate) fn check(files: &dyn Files) -> Result<DesiredSet, CheckError> {
         let found = definitions.iter().find(|file| file.path == path);
         found.map(|file| file.bytes)
     };
-    let errors = sharing(files)?.errors(&set, &bytes);
+    let mut errors = sharing(files)?.errors(&set, &bytes);
+    errors.extend(sealed_to_others(files, &set)?);
     if errors.is_empty() {
         Ok(set)
     } else {
         Err(CheckError::Definitions(errors))
+    }
+}
+
+/// Secrets that the node which is to use them could not open, or that are none.
+fn sealed_to_others(
+    files: &dyn Files,
+    set: &DesiredSet,
+) -> Result<Vec<DefinitionError>, CheckError> {
+    let read = |path: &str| {
+        files
+            .bytes(path)
+            .map_err(|error| CheckError::Read(read_failure(&error)))
+    };
+    let mut recipients = None;
+    let mut errors = Vec::new();
+    for service in set.services.values() {
+        let used: BTreeSet<_> = service
+            .components
+            .values()
+            .flat_map(|spec| spec.used_secrets().map(|(name, _)| name))
+            .collect();
+        for name in used {
+            let recipients = match &recipients {
+                Some(known) => known,
+                None => {
+                    let bytes = read(RECIPIENTS_PATH)?.unwrap_or_default();
+                    let parsed = Recipients::parse(&bytes).map_err(|error| {
+                        let line = error.line;
+                        let error =
+                            whole_file(RECIPIENTS_PATH, line, error.to_string(), "mend the line");
+                        CheckError::Definitions(vec![error])
+                    })?;
+                    recipients.insert(parsed)
+                }
+            };
+            let path = secret_path(&service.name, name);
+            let sealed = read(&path)?.unwrap_or_default();
+            let node = &service.node;
+            let fault = match mcp_seal::recipients_of(&sealed) {
+                Err(error) => Some((error.to_string(), "set")),
+                Ok(nodes) => match (nodes.get(node), recipients.of(node)) {
+                    (None, _) => Some((
+                        format!("it is not encrypted to {node}, which runs {}", service.name),
+                        "rekey",
+                    )),
+                    (Some(to), Some(now)) if to != now => Some((
+                        format!(
+                            "it is encrypted to another recipient of {node} than {RECIPIENTS_PATH} has"
+                        ),
+                        "rekey",
+                    )),
+                    _ => None,
+                },
+            };
+            if let Some((fault, command)) = fault {
+                let hint = format!("mcp secret {command} {} {name}", service.name);
+                errors.push(whole_file(&path, 1, fault, &hint));
+            }
+        }
+    }
+    Ok(errors)
+}
+
+/// An error of a file that is no definition.
+fn whole_file(path: &str, line: usize, message: String, hint: &str) -> DefinitionError {
+    DefinitionError {
+        file: path.to_owned(),
+        span: 0..0,
+        line,
+        column: 1,
+        source_line: String::new(),
+        message,
+        hint: Some(hint.to_owned()),
+        kind: DefinitionErrorKind::Reference,
     }
 }
 
@@ -572,7 +649,12 @@ impl Touched {
                 .components
                 .values()
                 .flat_map(|spec| spec.files.values());
+            let mut secrets = service
+                .components
+                .values()
+                .flat_map(|spec| spec.used_secrets().map(|(name, _)| name));
             files.any(|file| changed.contains(file.from.as_str()))
+                || secrets.any(|name| changed.contains(secret_path(&service.name, name).as_str()))
         });
         let definitions = mounting
             .map(|service| format!("services/{}.toml", service.name))

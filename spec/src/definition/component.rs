@@ -11,6 +11,7 @@ use super::reader::{Refusal, Schema, Table, insert_once, integer, parse_text, st
 use super::{health, host, limits, networks, ports, values, volumes};
 use crate::component::{
     ComponentSpec, HOST_GATEWAY, Kind as ComponentKind, Network, Port, Pull, Restart,
+    SecretVariable,
 };
 use crate::duration::Span;
 use crate::name::{ComponentName, ServiceName};
@@ -59,9 +60,10 @@ pub(super) const COMPONENT: Schema = Schema {
         "security_opt",
         "privileged",
         "log",
+        "secrets",
         "update",
     ],
-    not_yet: &["secrets"],
+    not_yet: &[],
     elsewhere,
 };
 
@@ -79,6 +81,7 @@ fn elsewhere(key: &str) -> Option<String> {
         "tag" => "image",
         "logging" => "log",
         "device" => "devices",
+        "secret" => "secrets",
         "sysctl" => "sysctls",
         "ulimit" => "ulimits",
         "security_opts" => "security_opt",
@@ -186,6 +189,7 @@ pub(super) fn read(
     let extra_hosts = read_extra_hosts(table, &network, errors);
     read_update(table, errors);
     let (entrypoint, cmd) = read_command(table, errors);
+    let env = read_env(table, &mounts.secret_env, errors);
     let spec = ComponentSpec {
         restart: read_restart(table, &kind, errors),
         kind,
@@ -194,7 +198,7 @@ pub(super) fn read(
         pull: table.choice("pull", &Pull::WORDS, Pull::Missing, errors),
         entrypoint,
         cmd,
-        env: read_env(table, errors),
+        env,
         user: table.parsed("user", values::user, errors),
         workdir: table.parsed(
             "workdir",
@@ -226,6 +230,8 @@ pub(super) fn read(
         security_opt: asked.security_opt,
         privileged: asked.privileged,
         log: asked.log,
+        secrets: mounts.secrets,
+        secret_env: mounts.secret_env,
     };
     ReadComponent {
         name,
@@ -432,7 +438,11 @@ fn arguments(table: &Table<'_, '_>, key: &str, errors: &mut Errors<'_>) -> Optio
     )
 }
 
-fn read_env(table: &Table<'_, '_>, errors: &mut Errors<'_>) -> BTreeMap<String, String> {
+fn read_env(
+    table: &Table<'_, '_>,
+    secret: &BTreeMap<String, SecretVariable>,
+    errors: &mut Errors<'_>,
+) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     for (name, value) in table.plain_values("env", errors) {
         if name.text.is_empty() || name.text.contains(['=', '\0']) {
@@ -441,6 +451,15 @@ fn read_env(table: &Table<'_, '_>, errors: &mut Errors<'_>) -> BTreeMap<String, 
                 name.place,
                 format!("`{}` is no name of a variable", name.text),
                 "write a name that is not empty and has no `=`",
+            );
+            continue;
+        }
+        if secret.contains_key(name.text) {
+            errors.push(
+                Kind::Conflict,
+                name.place,
+                format!("the variable `{}` is a secret already", name.text),
+                "leave it out of `env`, or take the `env` of the secret away",
             );
             continue;
         }

@@ -565,9 +565,5 @@ pub(super) fn parse_span(text: &str) -> Result<Span, Refusal> {
 }
 
 fn not_yet_mend(key: &str) -> String {
-    match key {
-        "secrets" => "leave it out, and mount a file that the node holds with `volumes` until then"
-            .to_owned(),
-        _ => format!("leave `{key}` out, or carry it along unused as `x-{key}`"),
-    }
+    format!("leave `{key}` out, or carry it along unused as `x-{key}`")
 }

@@ -35,9 +35,11 @@ depends_on = ["api"]            # order only: started once api has passed its ga
 ports      = ["127.0.0.1:18080:8080"]
 "#;
 
-/// Holds every file below `files/` but those named `absent`.
+/// Holds every file below `files/` and `secrets/` but those named `absent` or `none`.
 fn lookup(path: &str) -> Option<Digest> {
-    (path.starts_with("files/") && !path.contains("absent")).then(|| Digest::of(path.as_bytes()))
+    let is_held = path.starts_with("files/") || path.starts_with("secrets/");
+    (is_held && !path.contains("absent") && !path.contains("none"))
+        .then(|| Digest::of(path.as_bytes()))
 }
 
 fn one(path: &str, text: &str) -> (Option<ServiceSpec>, Vec<DefinitionError>) {

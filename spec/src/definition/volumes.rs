@@ -1,4 +1,4 @@
-//! Everything mounted: `volumes`, `tmpfs` and `files`, whose targets share one space.
+//! Everything mounted: `volumes`, `tmpfs`, `files` and `secrets`, whose targets share one space.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,9 +7,12 @@ use toml::de::DeValue;
 use super::FileLookup;
 use super::error::{DefinitionErrorKind as Kind, Errors, Place};
 use super::reader::{Refusal, Schema, Table, Text, parse_text, wrong_type};
+use super::secrets;
 use super::suggest;
 use super::values;
-use crate::component::{FileMount, OnChange, Tmpfs, Volume, VolumeSource};
+use crate::component::{
+    FileMount, OnChange, SecretFile, SecretVariable, Tmpfs, Volume, VolumeSource,
+};
 use crate::name::ServiceName;
 
 /// Permission bits of a mounted file, unless the definition says others.
@@ -33,6 +36,8 @@ pub(super) struct Mounts {
     pub(super) volumes: BTreeMap<String, Volume>,
     pub(super) tmpfs: BTreeMap<String, Tmpfs>,
     pub(super) files: BTreeMap<String, FileMount>,
+    pub(super) secrets: BTreeMap<String, SecretFile>,
+    pub(super) secret_env: BTreeMap<String, SecretVariable>,
 }
 
 /// The targets taken so far, with where.
@@ -48,7 +53,7 @@ impl Targets {
                 Kind::Conflict,
                 place.clone(),
                 format!("`{target}` is a mount target already (line {line})"),
-                "mount one of them at another path: `volumes`, `tmpfs` and `files` share their targets",
+                "mount one of them at another path: `volumes`, `tmpfs`, `files` and `secrets` share their targets",
             );
             return false;
         }
@@ -57,7 +62,7 @@ impl Targets {
     }
 }
 
-/// Reads `volumes`, `tmpfs` and `files`.
+/// Reads `volumes`, `tmpfs`, `files` and `secrets`.
 pub(super) fn read(
     component: &Table<'_, '_>,
     service: &ServiceName,
@@ -86,6 +91,13 @@ pub(super) fn read(
             mounts.files.insert(target, file);
         }
     }
+    let read = secrets::read(component, service, lookup, errors);
+    for (target, place, secret) in read.files {
+        if targets.take(&target, &place, errors) {
+            mounts.secrets.insert(target, secret);
+        }
+    }
+    mounts.secret_env = read.variables;
     mounts
 }
 

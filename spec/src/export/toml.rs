@@ -8,14 +8,16 @@ use std::net::IpAddr;
 
 use crate::component::{
     Attachment, ComponentSpec, Device, FileMount, Health, Kind, Log, Network, OnChange, OnFailure,
-    Port, Probe, Protocol, Pull, Reconcile, Restart, ServiceSpec, Ulimit, Volume, VolumeSource,
+    Port, Probe, Protocol, Pull, Reconcile, Restart, SecretFile, ServiceSpec, Ulimit, Volume,
+    VolumeSource,
 };
 use crate::definition::{
-    DEADLINE, FILE_MODE, INTERVAL, PIDS, READY_FOR, RETRIES, START_PERIOD, STOP_TIMEOUT, TIMEOUT,
-    implied_aliases, size_text,
+    DEADLINE, FILE_MODE, INTERVAL, PIDS, READY_FOR, RETRIES, SECRET_MODE, START_PERIOD,
+    STOP_TIMEOUT, TIMEOUT, implied_aliases, size_text,
 };
 use crate::diff::cpus_text;
 use crate::name::{ComponentName, ServiceName};
+use crate::secret::SECRETS_DIR;
 
 /// Widest line before a list is broken over several.
 const WIDTH: usize = 100;
@@ -94,6 +96,8 @@ pub fn component_toml(
         security_opt,
         privileged,
         log,
+        secrets,
+        secret_env,
     } = component;
     let mut block = Block::default();
     let mut tables = String::new();
@@ -140,6 +144,19 @@ pub fn component_toml(
     block.list(
         "files",
         files.iter().map(|(target, file)| file_text(target, file)),
+    );
+    block.list(
+        "secrets",
+        secrets
+            .iter()
+            .map(|(target, secret)| secret_text(target, secret))
+            .chain(secret_env.iter().map(|(variable, secret)| {
+                format!(
+                    "{{ name = {}, env = {} }}",
+                    quoted(secret.name.as_str()),
+                    quoted(variable)
+                )
+            })),
     );
     if let Some(entrypoint) = entrypoint {
         block.argv("entrypoint", entrypoint);
@@ -322,6 +339,26 @@ fn file_text(target: &str, file: &FileMount) -> String {
             ", on_change = {}",
             quoted(&file.on_change.to_string())
         ));
+    }
+    text.push_str(" }");
+    text
+}
+
+/// The name alone where everything else is the default.
+fn secret_text(target: &str, secret: &SecretFile) -> String {
+    let is_default_target = target == format!("{SECRETS_DIR}/{}", secret.name);
+    if is_default_target && secret.mode == SECRET_MODE && secret.owner.is_none() {
+        return quoted(secret.name.as_str());
+    }
+    let mut text = format!("{{ name = {}", quoted(secret.name.as_str()));
+    if !is_default_target {
+        text.push_str(&format!(", to = {}", quoted(target)));
+    }
+    if secret.mode != SECRET_MODE {
+        text.push_str(&format!(", mode = \"{:04o}\"", secret.mode));
+    }
+    if let Some((uid, gid)) = secret.owner {
+        text.push_str(&format!(", owner = \"{uid}:{gid}\""));
     }
     text.push_str(" }");
     text
@@ -595,5 +632,23 @@ resources = { cpus = 0.25 }
   tcp = 80
 "#
         );
+    }
+
+    #[test]
+    fn secrets_are_written_back_by_name_and_never_with_what_stands_for_them() {
+        let text = "name = \"shop\"\nnode = \"rift\"\n[[components]]\nname = \"web\"\nimage = \"web:v1\"\n\
+                    secrets = [\"db\", { name = \"shop/tls\", to = \"/etc/tls.key\", mode = \"0400\", owner = \"7:8\" }, \
+                    { name = \"api\", env = \"API_KEY\" }]\n";
+        let spec = read(text);
+        let component = &spec.components["web"];
+        assert_eq!(component.secrets["/run/secrets/db"].mode, 0o444);
+        assert_eq!(component.secrets["/etc/tls.key"].owner, Some((7, 8)));
+        assert_eq!(component.secret_env["API_KEY"].name.as_str(), "api");
+        let written = to_toml(&spec);
+        assert!(
+            !written.contains("sha256") && written.contains("\"db\""),
+            "{written}"
+        );
+        assert_eq!(read(&written), spec, "{written}");
     }
 }

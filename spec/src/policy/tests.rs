@@ -48,6 +48,8 @@ fn spec() -> ComponentSpec {
         security_opt: BTreeSet::new(),
         privileged: false,
         log: None,
+        secrets: BTreeMap::new(),
+        secret_env: BTreeMap::new(),
     }
 }
 

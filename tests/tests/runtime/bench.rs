@@ -58,6 +58,7 @@ impl Bench<'_> {
             spec,
             labels: BTreeMap::from([("mcp.node".to_owned(), "rift".to_owned())]),
             files: BTreeMap::new(),
+            secret_env: BTreeMap::new(),
         }
     }
 

@@ -164,6 +164,7 @@ impl Agent {
             clock,
             random: Random::system(),
             staging: Staging::new(dir),
+            memory: crate::secrets::memory::MemoryFolder::new(None, dir),
             services_dir: dir.join("srv"),
             slots: tokio::sync::Semaphore::new(4),
             sightings: watch.sightings(),
@@ -184,6 +185,7 @@ impl Agent {
             runtime,
             policy: Policy::default_for("/srv"),
             data_dir: PathBuf::from("/nowhere"),
+            memory: crate::secrets::memory::MemoryFolder::new(None, dir),
             services_dir: dir.join("srv"),
             max_age: Duration::ZERO,
         });

@@ -38,7 +38,12 @@ fn signed_push_is_accepted_and_read_back() {
         Some(Digest::of(b"port = 1\n"))
     );
     assert_eq!(files.digest("README.md"), None);
-    let desired = files.compile_for_node(&node()).unwrap();
+    let desired = files
+        .compile_for_node(
+            &node(),
+            &crate::secrets::Keyring::new(std::path::Path::new("/nonexistent")),
+        )
+        .unwrap();
     assert_eq!(desired.services.len(), 1);
     let old = scene.store.read_definitions(first).unwrap();
     assert_eq!(
@@ -367,7 +372,12 @@ fn draft_is_laid_over_a_revision_in_memory() {
         Some(definition("shop", "v9").into_bytes()),
     )];
     let draft = scene.store.with_draft(tip, &edits).unwrap();
-    let desired = draft.compile_for_node(&node()).unwrap();
+    let desired = draft
+        .compile_for_node(
+            &node(),
+            &crate::secrets::Keyring::new(std::path::Path::new("/nonexistent")),
+        )
+        .unwrap();
     let shop = desired.services.values().next().unwrap();
     assert_eq!(
         shop.components.values().next().unwrap().image.version(),

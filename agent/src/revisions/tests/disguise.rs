@@ -277,7 +277,14 @@ fn limited_signer_shares_nothing_with_other_services_that_owners_do_not_list() {
         Some(joined("cart").into_bytes()),
     )];
     let drafted = scene.store.with_draft(scene.tip(), &draft).unwrap();
-    assert!(drafted.compile_for_node(&node).is_err());
+    assert!(
+        drafted
+            .compile_for_node(
+                &node,
+                &crate::secrets::Keyring::new(std::path::Path::new("/nonexistent"))
+            )
+            .is_err()
+    );
 
     scene.write(".mcp/shared.toml", "[networks]\ncart = [\"shop\"]\n");
     scene.commit(Some("eve"), "eve is no owner");

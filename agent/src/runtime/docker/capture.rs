@@ -22,8 +22,8 @@ use serde_json::Value;
 use super::super::{Capture, EngineName, Runtime as _, RuntimeError};
 use super::http::{Call, encoded};
 use super::normalise::{
-    cpus, entries, is_default_bridge, pids, restart, security, stop_signal, string_map, strings,
-    text, truth,
+    cpus, entries, is_default_bridge, is_secret, pids, restart, security, stop_signal, string_map,
+    strings, text, truth,
 };
 use super::{DockerRuntime, images, normalise, session};
 
@@ -199,11 +199,12 @@ fn command(it: &mut Captured, config: &Value, of_image: &Value) {
 
 fn environment(it: &mut Captured, config: &Value, of_image: &Value, podman: bool) {
     let its_own: BTreeSet<&str> = strings(of_image.get("Env")).into_iter().collect();
+    let labels = string_map(config.get("Labels"));
     for variable in strings(config.get("Env")) {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
         let by_podman =
             podman && (PODMAN_ENV.contains(&variable) || matches!(name, "HOME" | "HOSTNAME"));
-        if !its_own.contains(variable) && !by_podman {
+        if !its_own.contains(variable) && !by_podman && !is_secret(&labels, name) {
             it.spec.env.insert(name.to_owned(), value.to_owned());
         }
     }

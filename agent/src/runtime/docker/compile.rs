@@ -8,6 +8,7 @@ use bollard::models::{
     ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 use mcp_spec::component::{Attachment, ComponentSpec, Network, VolumeSource};
+use mcp_spec::observed::label;
 
 use super::super::ContainerRequest;
 
@@ -73,7 +74,8 @@ pub(super) fn docker_create(request: &ContainerRequest) -> DockerCreate {
         entrypoint: spec.entrypoint.clone(),
         cmd: spec.cmd.clone(),
         env: Some(
-            spec.env
+            request
+                .environment()
                 .iter()
                 .map(|(name, value)| format!("{name}={value}"))
                 .collect(),
@@ -108,6 +110,11 @@ pub(super) fn docker_create(request: &ContainerRequest) -> DockerCreate {
 pub(super) fn labels(request: &ContainerRequest) -> BTreeMap<String, String> {
     let mut labels = request.spec.labels.clone();
     labels.extend(request.labels.clone());
+    if !request.secret_env.is_empty() {
+        // `=` stands in no variable's name.
+        let names: Vec<&str> = request.secret_env.keys().map(String::as_str).collect();
+        labels.insert(label::SECRET_ENV.to_owned(), names.join("="));
+    }
     labels
 }
 

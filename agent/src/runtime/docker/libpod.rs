@@ -172,7 +172,7 @@ pub(super) fn spec_generator(
         image: request.image.as_str().to_owned(),
         entrypoint: spec.entrypoint.clone(),
         command: spec.cmd.clone(),
-        env: spec.env.clone(),
+        env: request.environment(),
         user: spec.user.clone(),
         work_dir: spec.workdir.clone(),
         create_working_dir: true,

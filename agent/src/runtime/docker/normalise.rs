@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 use mcp_spec::drift::FORM;
-use mcp_spec::observed::{ContainerId, ContainerState, ImageId, LiveContainer};
+use mcp_spec::observed::{ContainerId, ContainerState, ImageId, LiveContainer, label};
 use mcp_spec::signal;
 use serde_json::Value;
 
@@ -22,6 +22,9 @@ const ENGINE_ENV: [&str; 2] = ["HOME", "HOSTNAME"];
 
 /// The form of the fields: it changes when a field comes or goes or is spelt otherwise.
 const THIS_FORM: &str = "2";
+
+/// What stands for the value of a variable that is a secret.
+const SECRET: &str = "(secret)";
 
 /// The prefix of the agent's own labels.
 const AGENT_LABELS: &str = "mcp.";
@@ -161,9 +164,16 @@ fn fields(id: &str, answer: &Value) -> BTreeMap<String, String> {
         put("hostname", hostname.to_owned());
     }
 
+    let labels = string_map(config.get("Labels"));
     for variable in strings(config.get("Env")) {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
         if !ENGINE_ENV.contains(&name) {
+            // What is recorded as the baseline and shown as drift holds no secret.
+            let value = if is_secret(&labels, name) {
+                SECRET
+            } else {
+                value
+            };
             fields.insert(format!("env.{name}"), value.to_owned());
         }
     }
@@ -188,6 +198,13 @@ fn fields(id: &str, answer: &Value) -> BTreeMap<String, String> {
     mounts(answer, &mut fields);
     networks(id, answer, &mut fields);
     fields
+}
+
+/// Whether a variable's value is a secret, as the container's labels say.
+pub(super) fn is_secret(labels: &BTreeMap<String, String>, variable: &str) -> bool {
+    labels
+        .get(label::SECRET_ENV)
+        .is_some_and(|names| names.split('=').any(|name| name == variable))
 }
 
 fn ulimits(host: &Value, fields: &mut BTreeMap<String, String>) {

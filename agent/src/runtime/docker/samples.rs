@@ -62,5 +62,6 @@ pub(super) fn every_key() -> ContainerRequest {
         spec,
         labels: BTreeMap::from([("mcp.node".to_owned(), "rift".to_owned())]),
         files: BTreeMap::from([("/etc/web.toml".to_owned(), "/var/lib/mcp/web.toml".into())]),
+        secret_env: BTreeMap::new(),
     }
 }

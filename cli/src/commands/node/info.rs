@@ -42,6 +42,7 @@ struct Document {
     os: Option<String>,
     kernel: Option<String>,
     architecture: Option<String>,
+    age_recipient: Option<String>,
 }
 
 impl Document {
@@ -64,6 +65,7 @@ impl Document {
             os: some(&info.os),
             kernel: some(&info.kernel),
             architecture: some(&info.architecture),
+            age_recipient: some(&info.age_recipient),
         }
     }
 }
@@ -166,6 +168,11 @@ fn table(context: &Context, node: &str, info: &v1::InfoResponse) -> Table {
         .map(String::as_str)
         .filter(|part| !part.is_empty())
         .collect();
+    match (&info.age_recipient, &info.age_error) {
+        (recipient, _) if !recipient.is_empty() => row("secrets", recipient.clone(), Style::Plain),
+        (_, error) if !error.is_empty() => row("secrets", error.clone(), Style::Bad),
+        _ => {}
+    }
     if !system.is_empty() {
         row("system", system.join(", "), Style::Plain);
     }
