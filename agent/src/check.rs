@@ -2,7 +2,7 @@
 //!
 //! Nothing is changed: no file is made, no schema brought up to date.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
@@ -18,6 +18,8 @@ use crate::registry::{OpenError, RegistryFacts, SCHEMA, inspect, is_blank};
 use crate::revisions::{Inspection, RevisionStore};
 use crate::runtime::Runtime as _;
 use crate::runtime::docker::{DockerRuntime, EngineSocket};
+use crate::secrets::memory::MemoryFolder;
+use crate::secrets::{KeyError, Keyring};
 use crate::tls::Certificate;
 use crate::tls::validity::configured;
 
@@ -90,6 +92,8 @@ pub async fn check(file: &Path) -> Vec<Row> {
     rows.push(tokens(&config));
     rows.push(owners(&config));
     rows.push(denied_keys(&config));
+    rows.push(identity(&config));
+    rows.push(memory(&config));
     // Both are read whole, and once.
     let database = config.database();
     let facts = (!is_blank(&database)).then(|| inspect(&database));
@@ -256,6 +260,40 @@ fn denied_keys(config: &Config) -> Row {
             format!("{file}: {error}"),
             format!("restore it; if there never was one: touch {file}"),
         ),
+    }
+}
+
+/// The node's own keys for secrets. An agent without them works, but for what uses secrets.
+fn identity(config: &Config) -> Row {
+    let name = "identity";
+    let keyring = Keyring::new(&config.data_dir);
+    match keyring.usable() {
+        Ok(recipient) => Row::good(name, recipient),
+        Err(KeyError::Lost { .. }) if Keyring::is_new(&config.data_dir) => {
+            Row::good(name, "none yet: the agent makes it at its start")
+        }
+        Err(error) => Row::warning(
+            name,
+            format!("{error}: what uses secrets cannot be deployed"),
+            error.hint(),
+        ),
+    }
+}
+
+/// Where opened secrets lie.
+fn memory(config: &Config) -> Row {
+    let name = "secrets";
+    // Root looks at what is the agent's user's.
+    let user = fs::metadata(&config.data_dir)
+        .map_or_else(|_| rustix::process::geteuid().as_raw(), |facts| facts.uid());
+    let folder = MemoryFolder::of(config.secrets_dir.as_deref(), &config.data_dir, user);
+    match folder.looked_at() {
+        Ok(Some(folder)) => Row::good(name, format!("opened in {}", folder.display())),
+        Ok(None) => Row::good(
+            name,
+            "none was opened yet; there is a folder in memory for it",
+        ),
+        Err(error) => Row::warning(name, error_chain(&error), error.hint()),
     }
 }
 

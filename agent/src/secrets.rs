@@ -10,7 +10,7 @@ pub mod memory;
 
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,8 +22,11 @@ use mcp_spec::name::{SecretName, ServiceName};
 use mcp_spec::secret::secret_at;
 use rand::RngCore as _;
 use rand::rngs::OsRng;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use sha2::Sha256;
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use crate::disk;
 
@@ -34,7 +37,7 @@ pub const IDENTITY: &str = "age.key";
 pub const DIGEST_KEY: &str = "secrets-digest.key";
 
 /// Largest identity file that is read, in bytes: some hundred identities with comments.
-const MAX_KEY_FILE_BYTES: u64 = 16 * 1024;
+const MAX_KEY_FILE_BYTES: usize = 16 * 1024;
 
 /// Most outcomes that are remembered; where there are more, all are found out again.
 const REMEMBERED: usize = 10_000;
@@ -64,6 +67,20 @@ pub enum KeyError {
         /// Its permissions.
         mode: u32,
     },
+    /// It belongs to somebody else, who may have read or exchanged it.
+    #[error("{} belongs to the user {uid}", file.display())]
+    Owner {
+        /// The file.
+        file: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+    /// It is a symlink, a folder or a device.
+    #[error("{} is no regular file", file.display())]
+    NotFile {
+        /// The file.
+        file: PathBuf,
+    },
     /// It holds no key.
     #[error("{} holds no key of this kind", file.display())]
     Malformed {
@@ -78,6 +95,11 @@ impl KeyError {
     pub fn hint(&self) -> String {
         match self {
             Self::Open { file, .. } => format!("chmod 600 {}", file.display()),
+            Self::Owner { file, .. } => format!(
+                "find out how it came there; where it is the node's own: chown --reference={} {}",
+                file.parent().unwrap_or(Path::new(".")).display(),
+                file.display()
+            ),
             _ => "put the file back from a backup; where there is none, mcp-agent identity rotate makes another \
                   identity, and each secret of this node is set again"
                 .to_owned(),
@@ -160,16 +182,24 @@ impl Keyring {
     pub fn ensure(data_dir: &Path) -> Result<(), KeyError> {
         let (identity, key) = (data_dir.join(IDENTITY), data_dir.join(DIGEST_KEY));
         let has_key = key.symlink_metadata().is_ok();
-        if identity.symlink_metadata().is_err() && !has_key {
+        if Self::is_new(data_dir) {
             write(&identity, &line(&Identity::generate()))?;
         }
         if !has_key {
-            let mut bytes = zeroize::Zeroizing::new([0; 32]);
+            let mut bytes = Zeroizing::new([0; 32]);
             OsRng.fill_bytes(bytes.as_mut_slice());
-            let text = zeroize::Zeroizing::new(hex::encode(bytes.as_slice()) + "\n");
+            let text = Zeroizing::new(hex::encode(bytes.as_slice()) + "\n");
             write(&key, &text)?;
         }
         Ok(())
+    }
+
+    /// Whether a data directory never had keys: [`Self::ensure`] makes both.
+    #[must_use]
+    pub fn is_new(data_dir: &Path) -> bool {
+        [IDENTITY, DIGEST_KEY]
+            .iter()
+            .all(|name| data_dir.join(name).symlink_metadata().is_err())
     }
 
     /// Puts a new identity first, and keeps those that were there, so that what was sealed to them opens
@@ -182,7 +212,7 @@ impl Keyring {
         let file = data_dir.join(IDENTITY);
         let old = match read(&file) {
             Ok(old) => old,
-            Err(KeyError::Lost { .. }) => zeroize::Zeroizing::default(),
+            Err(KeyError::Lost { .. }) => Zeroizing::default(),
             Err(error) => return Err(error),
         };
         let identity = Identity::generate();
@@ -217,6 +247,17 @@ impl Keyring {
         let identities = identities(&file)?;
         let first = identities.first().ok_or(KeyError::Malformed { file })?;
         Ok(first.recipient())
+    }
+
+    /// The recipient, where both keys can be used. Blocking.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyError`].
+    pub fn usable(&self) -> Result<String, KeyError> {
+        let recipient = self.recipient()?;
+        digest_key(&self.data_dir.join(DIGEST_KEY))?;
+        Ok(recipient)
     }
 
     /// Opens a sealed file. Blocking.
@@ -314,8 +355,8 @@ fn stand_in(path: &str, sealed: &[u8]) -> Digest {
     Digest::of(&bytes)
 }
 
-fn line(identity: &Identity) -> zeroize::Zeroizing<String> {
-    let mut text = zeroize::Zeroizing::new(String::with_capacity(256));
+fn line(identity: &Identity) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(256));
     text.push_str(&format!("# recipient: {}\n", identity.recipient()));
     text.push_str(&identity.to_text());
     text.push('\n');
@@ -337,9 +378,25 @@ fn unreadable(file: &Path) -> impl Fn(io::Error) -> KeyError + '_ {
     }
 }
 
-/// Reads a key's file that nobody else may read.
-fn read(file: &Path) -> Result<zeroize::Zeroizing<String>, KeyError> {
-    let facts = fs::metadata(file).map_err(unreadable(file))?;
+/// Reads a key's file that nobody else may read: what was opened is what is looked at and read.
+fn read(file: &Path) -> Result<Zeroizing<String>, KeyError> {
+    // Where it is a FIFO nobody waits for its other end.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = match rustix::fs::open(file, flags, Mode::empty()) {
+        Err(Errno::LOOP) => {
+            return Err(KeyError::NotFile {
+                file: file.to_owned(),
+            });
+        }
+        opened => opened.map_err(|errno| unreadable(file)(errno.into()))?,
+    };
+    let mut opened = fs::File::from(fd);
+    let facts = opened.metadata().map_err(unreadable(file))?;
+    if !facts.is_file() {
+        return Err(KeyError::NotFile {
+            file: file.to_owned(),
+        });
+    }
     let mode = facts.mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(KeyError::Open {
@@ -347,16 +404,42 @@ fn read(file: &Path) -> Result<zeroize::Zeroizing<String>, KeyError> {
             mode,
         });
     }
+    // Root may look at, and rotate, what is the agent's user's: then the folder is that user's, too.
+    let of_folder = || fs::metadata(file.parent().unwrap_or(Path::new(".")));
+    let uid = facts.uid();
+    if uid != 0
+        && uid != rustix::process::geteuid().as_raw()
+        && of_folder().map_err(unreadable(file))?.uid() != uid
+    {
+        return Err(KeyError::Owner {
+            file: file.to_owned(),
+            uid,
+        });
+    }
     let malformed = || KeyError::Malformed {
         file: file.to_owned(),
     };
-    if facts.len() > MAX_KEY_FILE_BYTES {
+    // Of a fixed length, so that no copy is left behind where it would grow.
+    let mut bytes = Zeroizing::new(vec![0; MAX_KEY_FILE_BYTES + 1]);
+    let mut length = 0;
+    loop {
+        match opened.read(&mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(file)(error)),
+        }
+    }
+    if length > MAX_KEY_FILE_BYTES {
         return Err(malformed());
     }
-    match fs::read_to_string(file) {
-        Ok(text) => Ok(zeroize::Zeroizing::new(text)),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(malformed()),
-        Err(error) => Err(unreadable(file)(error)),
+    bytes.truncate(length);
+    match String::from_utf8(std::mem::take(&mut *bytes)) {
+        Ok(text) => Ok(Zeroizing::new(text)),
+        Err(error) => {
+            drop(Zeroizing::new(error.into_bytes()));
+            Err(malformed())
+        }
     }
 }
 
@@ -377,9 +460,9 @@ fn identities(file: &Path) -> Result<Vec<Identity>, KeyError> {
     Ok(identities)
 }
 
-fn digest_key(file: &Path) -> Result<zeroize::Zeroizing<[u8; 32]>, KeyError> {
+fn digest_key(file: &Path) -> Result<Zeroizing<[u8; 32]>, KeyError> {
     let text = read(file)?;
-    let mut key = zeroize::Zeroizing::new([0; 32]);
+    let mut key = Zeroizing::new([0; 32]);
     hex::decode_to_slice(text.trim(), key.as_mut_slice()).map_err(|_| KeyError::Malformed {
         file: file.to_owned(),
     })?;

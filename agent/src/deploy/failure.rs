@@ -1,5 +1,6 @@
 //! Why a deployment, or one component's part of it, failed.
 
+use std::borrow::Cow;
 use std::io;
 
 use mcp_spec::name::ComponentName;
@@ -156,7 +157,14 @@ impl PartFailure {
 
     /// The mend, where one is known.
     #[must_use]
-    pub(super) fn hint(&self) -> Option<&'static str> {
+    pub(super) fn hint(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Self::Memory(error) => Some(error.hint().into()),
+            other => other.known_hint().map(Cow::Borrowed),
+        }
+    }
+
+    fn known_hint(&self) -> Option<&'static str> {
         if let Self::Engine { source, .. } = self
             && is_full(source)
         {
@@ -193,9 +201,6 @@ impl PartFailure {
             }
             Self::PortTaken { .. } => "choose another host port, or stop what listens there",
             Self::NameTaken { .. } => "rename or remove that container",
-            Self::Memory(_) => {
-                "mount a tmpfs on the node for it, and name it in agent.toml: [secrets] dir = \"/run/mcp\""
-            }
             Self::Stage(StageError::Owner { .. }) => "run the agent as root, or leave `owner` out",
             _ => return None,
         })

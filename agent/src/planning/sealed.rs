@@ -37,14 +37,23 @@ impl Planner {
         blocking(move || {
             let mut obstacles = Vec::new();
             let place = memory.ready().err();
+            let keys = store.keyring().usable().err();
             for (key, want) in using {
+                // Without them nothing opens, whatever was found out while they were there.
+                if let Some(error) = &keys {
+                    let obstacle = Obstacle {
+                        is_policy: false,
+                        reason: format!("its secrets cannot be opened: {error}"),
+                        hint: error.hint(),
+                    };
+                    obstacles.push((key.clone(), obstacle));
+                    continue;
+                }
                 if let Some(error) = place.as_ref().filter(|_| !want.spec.secrets.is_empty()) {
                     let obstacle = Obstacle {
-is_policy: false,
+                        is_policy: false,
                         reason: error.to_string(),
-                        hint: "mount a tmpfs on the node for it, and name it in agent.toml: [secrets] dir = \
-                               \"/run/mcp\""
-                            .to_owned(),
+                        hint: error.hint(),
                     };
                     obstacles.push((key.clone(), obstacle));
                 }
@@ -90,7 +99,7 @@ fn in_the_way(store: &RevisionStore, key: &ComponentKey, want: &Wanted) -> Vec<O
         if !opens {
             obstacles.push(match trouble {
                 Some(trouble) => Obstacle {
-is_policy: false,
+                        is_policy: false,
                     reason: trouble.to_string(),
                     hint: format!(
                         "the value of {} can be had no more: mcp secret set {} {name}, and deploy the head",
@@ -99,7 +108,7 @@ is_policy: false,
                     ),
                 },
                 None => Obstacle {
-is_policy: false,
+                        is_policy: false,
                     reason: format!(
                         "the value of the secret {}/{name} that was deployed is in no revision at hand",
                         key.service

@@ -117,3 +117,49 @@ fn the_keys_are_the_agent_s_alone_and_made_once() {
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
 }
+
+#[test]
+fn a_key_file_of_another_user_or_that_is_no_file_is_refused() {
+    let (dir, keyring) = node();
+    let file = dir.path().join(IDENTITY);
+    let recipient = keyring.usable().unwrap();
+    let kept = dir.path().join("kept");
+    fs::rename(&file, &kept).unwrap();
+    std::os::unix::fs::symlink(&kept, &file).unwrap();
+    assert!(matches!(keyring.usable(), Err(KeyError::NotFile { .. })));
+    fs::remove_file(&file).unwrap();
+    // One that nobody writes to: whoever waits for it waits for ever.
+    let fifo = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &file, fifo, Mode::RUSR, 0).unwrap();
+    assert!(matches!(keyring.usable(), Err(KeyError::NotFile { .. })));
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert!(matches!(keyring.usable(), Err(KeyError::NotFile { .. })));
+    fs::remove_dir(&file).unwrap();
+    fs::rename(&kept, &file).unwrap();
+    assert_eq!(keyring.usable().unwrap(), recipient);
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for name in [IDENTITY, DIGEST_KEY] {
+        let file = dir.path().join(name);
+        std::os::unix::fs::chown(&file, Some(12_345), None).unwrap();
+        let error = keyring.usable().unwrap_err();
+        assert!(
+            matches!(error, KeyError::Owner { uid: 12_345, .. }),
+            "{error}"
+        );
+        std::os::unix::fs::chown(&file, Some(0), None).unwrap();
+    }
+    // Root looks at, and rotates, what is the agent's user's.
+    for path in [
+        dir.path().to_owned(),
+        file.clone(),
+        dir.path().join(DIGEST_KEY),
+    ] {
+        std::os::unix::fs::chown(path, Some(12_345), None).unwrap();
+    }
+    assert_eq!(keyring.usable().unwrap(), recipient);
+    Keyring::rotate(dir.path()).unwrap();
+    assert_eq!(fs::metadata(&file).unwrap().uid(), 12_345);
+}

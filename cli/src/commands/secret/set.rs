@@ -1,12 +1,15 @@
 //! `mcp secret set`.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{IsTerminal as _, Read as _};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use mcp_seal::{Value, seal};
 use mcp_spec::name::{SecretName, ServiceName};
 use mcp_spec::secret::{MAX_VALUE_BYTES, secret_path};
+use zeroize::Zeroizing;
 
 use super::recipients;
 use super::stored::{Secrets, write};
@@ -83,40 +86,24 @@ pub(super) async fn run(context: &Context, args: Args) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// The value, from where it was given.
+/// The value, from where it was given; nothing has been asked of a node, or written, before it is known to do.
 fn value(context: &Context, args: &Args) -> Result<Value, Failure> {
-    let most = MAX_VALUE_BYTES as u64 + 1;
-    let mut bytes = Vec::new();
-    if let Some(file) = &args.file {
+    let mut bytes = if let Some(file) = &args.file {
         let path = config::expand_home(file)?;
-        let failed = |error: &std::io::Error| {
-            Failure::usage(format!("cannot read {}", path.display())).because(error)
-        };
-        let open = std::fs::File::open(&path).map_err(|error| failed(&error))?;
-        open.take(most)
-            .read_to_end(&mut bytes)
-            .map_err(|error| failed(&error))?;
-    } else if std::io::stdin().is_terminal() {
         let failed = |error: std::io::Error| {
-            Failure::usage("the value cannot be asked for")
-                .because(&error)
-                .hint("give it on standard input, or with --file")
+            Failure::usage(format!("cannot read {}", path.display())).because(&error)
         };
-        let ask = |again: &str| {
-            rpassword::prompt_password(format!("Value of {}/{}{again}: ", args.service, args.name))
-                .map_err(failed)
-        };
-        let (once, again) = (ask("")?, ask(", again")?);
-        if once != again {
-            return Err(Failure::usage("the two are not the same").hint("nothing was written"));
-        }
-        bytes = once.into_bytes();
+        read(File::open(&path).map_err(failed)?).map_err(failed)?
+    } else if std::io::stdin().is_terminal() {
+        asked(args)?
     } else {
-        std::io::stdin()
-            .take(most)
-            .read_to_end(&mut bytes)
-            .map_err(|error| Failure::failed("standard input cannot be read").because(&error))?;
-    }
+        let failed = |error: std::io::Error| {
+            Failure::failed("standard input cannot be read").because(&error)
+        };
+        // Not through the buffer of the standard library, in which a copy would stay.
+        let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+        read(File::from(stdin.map_err(failed)?)).map_err(failed)?
+    };
     if args.trim && bytes.last() == Some(&b'\n') {
         bytes.pop();
         if bytes.last() == Some(&b'\r') {
@@ -127,10 +114,52 @@ fn value(context: &Context, args: &Args) -> Result<Value, Failure> {
         return Err(Failure::usage("the value is empty")
             .hint("give it on standard input, or with --file FILE"));
     }
+    if bytes.len() > MAX_VALUE_BYTES {
+        return Err(Failure::usage(format!(
+            "the value is too large: a secret has at most {MAX_VALUE_BYTES} bytes"
+        ))
+        .hint("nothing was written; keep large data in a volume, encrypted with a key that is the secret"));
+    }
     if !args.trim && bytes.ends_with(b"\n") && !bytes[..bytes.len() - 1].contains(&b'\n') {
         context
             .out
             .note("the value ends with a line end, which is part of it; --trim takes it off");
     }
-    Ok(Value::new(bytes))
+    Ok(Value::new(std::mem::take(&mut *bytes)))
+}
+
+/// What is typed at the terminal, twice.
+fn asked(args: &Args) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let failed = |error: std::io::Error| {
+        Failure::usage("the value cannot be asked for")
+            .because(&error)
+            .hint("give it on standard input, or with --file")
+    };
+    let ask = |again: &str| {
+        rpassword::prompt_password(format!("Value of {}/{}{again}: ", args.service, args.name))
+            .map(|text| Zeroizing::new(text.into_bytes()))
+            .map_err(failed)
+    };
+    let (once, again) = (ask("")?, ask(", again")?);
+    if once != again {
+        return Err(Failure::usage("the two are not the same").hint("nothing was written"));
+    }
+    Ok(once)
+}
+
+/// Reads to the end, or to where it is too much. The buffer never grows, so no copy of the value stays behind.
+fn read(mut file: File) -> std::io::Result<Zeroizing<Vec<u8>>> {
+    // A line end may be taken off, and one byte more tells that it is too much.
+    let mut bytes = Zeroizing::new(vec![0; MAX_VALUE_BYTES + 3]);
+    let mut length = 0;
+    loop {
+        match file.read(&mut bytes[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(length);
+    Ok(bytes)
 }
