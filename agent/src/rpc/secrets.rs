@@ -130,9 +130,14 @@ fn reseal(
     let signed = Recipients::parse(&signed.unwrap_or_default())
         .map_err(|error| unreadable(error.to_string()))?;
     let keyring = agent.revisions.keyring();
-    let own = keyring.recipient().ok();
+    // Without an identity nothing opens here, whoever it is for.
+    let own = keyring.recipient().map_err(|source| SecretError::Key {
+        service: service.clone(),
+        name: name.clone(),
+        source,
+    })?;
     for (node, recipient) in nodes {
-        let is_own = *node == agent.config.node && own.as_ref() == Some(recipient);
+        let is_own = *node == agent.config.node && own == *recipient;
         if !is_own && signed.of(node) != Some(recipient) {
             return Err(ResealError::Unsigned { node: node.clone() });
         }

@@ -22,6 +22,7 @@ use v1::registry_client::RegistryClient;
 use v1::revisions_client::RevisionsClient;
 use v1::workloads_client::WorkloadsClient;
 
+mod secrets;
 mod signed;
 mod tokens;
 

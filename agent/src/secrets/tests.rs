@@ -163,3 +163,16 @@ fn a_key_file_of_another_user_or_that_is_no_file_is_refused() {
     Keyring::rotate(dir.path()).unwrap();
     assert_eq!(fs::metadata(&file).unwrap().uid(), 12_345);
 }
+
+#[test]
+fn one_value_in_two_places_has_two_digests() {
+    let (_dir, keyring) = node();
+    let value = Value::new(b"hunter2".to_vec());
+    let digest = |service: &str, name: &str| {
+        let (service, name) = (service.parse().unwrap(), name.parse().unwrap());
+        keyring.digest_of_value(&service, &name, &value).unwrap()
+    };
+    assert_ne!(digest("shop", "db"), digest("shop", "tls"));
+    assert_ne!(digest("shop", "db"), digest("cart", "db"));
+    assert_ne!(digest("a", "bc"), digest("ab", "c"));
+}
