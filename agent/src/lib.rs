@@ -456,7 +456,8 @@ pub async fn run(
     }
     let revisions = Arc::new(open_store(&config)?);
     let socket: EngineSocket = config.runtime.socket_url().parse()?;
-    let runtime: Arc<dyn Runtime> = Arc::new(DockerRuntime::new(socket));
+    let runtime: Arc<dyn Runtime> =
+        Arc::new(DockerRuntime::new(socket).behind(revisions.keyring().mask()));
     if revisions.head().is_some() && registry::is_blank(&config.database()) {
         make_registry_anew(&config, &revisions, &runtime).await?;
     }

@@ -4,8 +4,10 @@
 //! first: the first one's recipient is what others encrypt to, all of them open. [`DIGEST_KEY`] keys the digests
 //! by which a changed value is told from an unchanged one; it outlives the identities, so that a new identity changes
 //! nothing that runs. Both are read when they are needed: values are opened seldom, and what was rotated or lost
-//! counts at once. Opened values live in memory, and nowhere else but in the folder of [`memory`].
+//! counts at once. Opened values live in memory, and nowhere else but in the folder of [`memory`]; what
+//! programs print of them is hidden by [`mask`].
 
+pub mod mask;
 pub mod memory;
 
 use std::collections::HashMap;
@@ -28,6 +30,7 @@ use sha2::Sha256;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use self::mask::Mask;
 use crate::disk;
 
 /// The file of the identities.
@@ -161,6 +164,8 @@ pub struct Keyring {
     data_dir: PathBuf,
     /// The outcomes by what stands for the sealed files. Failures are tried again each time.
     known: Mutex<HashMap<Digest, Outcome>>,
+    /// The values that were opened, for what programs print of them.
+    mask: Mask,
 }
 
 impl Keyring {
@@ -170,6 +175,7 @@ impl Keyring {
         Arc::new(Self {
             data_dir: data_dir.to_owned(),
             known: Mutex::default(),
+            mask: Mask::default(),
         })
     }
 
@@ -310,7 +316,15 @@ impl Keyring {
             mac.update(&[0]);
         }
         mac.update(value.expose());
-        Ok(Digest::from_bytes(mac.finalize().into_bytes().into()))
+        let digest = Digest::from_bytes(mac.finalize().into_bytes().into());
+        self.mask.learn(digest, value);
+        Ok(digest)
+    }
+
+    /// What hides the values that were opened.
+    #[must_use]
+    pub fn mask(&self) -> Mask {
+        self.mask.clone()
     }
 
     /// What stands for the value of the sealed file at a path of the repository. Where it cannot be

@@ -25,11 +25,13 @@ mod socket;
 mod storage;
 mod users;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use hyper::StatusCode;
 use mcp_spec::image::ImageRef;
 use mcp_spec::name::ComponentKey;
@@ -44,6 +46,7 @@ use super::{
     Capture, ContainerRequest, EngineEvent, EngineFacts, EngineName, ExecOutcome, ImageFacts,
     KeepTag, LogLine, LogOptions, PullProgress, Runtime, RuntimeError, UserNamespace,
 };
+use crate::secrets::mask::Mask;
 
 /// What an engine's answer says of containers, be it a list or the inspection of one: nothing where it is neither.
 /// For those who hold the reader against answers that no engine gives.
@@ -67,6 +70,7 @@ const REMOVAL_WAIT: Duration = Duration::from_secs(10);
 pub struct DockerRuntime {
     http: Http,
     sessions: Sessions,
+    mask: Mask,
 }
 
 impl DockerRuntime {
@@ -76,6 +80,24 @@ impl DockerRuntime {
         Self {
             http: Http::new(socket),
             sessions: Sessions::default(),
+            mask: Mask::default(),
+        }
+    }
+
+    /// The same, with what hides values in what containers write.
+    #[must_use]
+    pub fn behind(mut self, mask: Mask) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    fn hidden(&self, outcome: ExecOutcome) -> ExecOutcome {
+        match outcome {
+            ExecOutcome::Exited { code, output } => ExecOutcome::Exited {
+                code,
+                output: self.mask.hide_text(output),
+            },
+            ExecOutcome::TimedOut => ExecOutcome::TimedOut,
         }
     }
 
@@ -510,6 +532,7 @@ impl Runtime for DockerRuntime {
     ) -> Result<ExecOutcome, RuntimeError> {
         let session = self.sessions.current(&self.http).await?;
         self.forgetting(exec::run(&self.http, &session, id, command, timeout).await)
+            .map(|outcome| self.hidden(outcome))
     }
 
     async fn check(
@@ -524,6 +547,7 @@ impl Runtime for DockerRuntime {
         if session.engine == EngineName::Podman && known {
             let checked = exec::health_check(&self.http, &session, container, command, timeout);
             self.forgetting(checked.await)
+                .map(|outcome| self.hidden(outcome))
         } else {
             self.exec(&container.id, command, timeout).await
         }
@@ -535,7 +559,7 @@ impl Runtime for DockerRuntime {
         options: &LogOptions,
     ) -> Result<BoxStream<'static, Result<LogLine, RuntimeError>>, RuntimeError> {
         let session = self.sessions.current(&self.http).await?;
-        self.forgetting(
+        let lines = self.forgetting(
             logs::open(
                 &self.http,
                 session.engine,
@@ -544,7 +568,16 @@ impl Runtime for DockerRuntime {
                 options,
             )
             .await,
-        )
+        )?;
+        let mask = self.mask.clone();
+        Ok(lines
+            .map_ok(move |mut line| {
+                if let Cow::Owned(hidden) = mask.hide(&line.line) {
+                    line.line = hidden;
+                }
+                line
+            })
+            .boxed())
     }
 
     async fn events(

@@ -513,23 +513,26 @@ fn sealed_to_others(
             let sealed = read(&path)?.unwrap_or_default();
             let node = &service.node;
             let fault = match mcp_seal::recipients_of(&sealed) {
-                Err(error) => Some((error.to_string(), "set")),
+                Err(error) => Some((error.to_string(), "set", "")),
                 Ok(nodes) => match (nodes.get(node), recipients.of(node)) {
                     (None, _) => Some((
                         format!("it is not encrypted to {node}, which runs {}", service.name),
                         "rekey",
+                        "",
                     )),
                     (Some(to), Some(now)) if to != now => Some((
                         format!(
                             "it is encrypted to another recipient of {node} than {RECIPIENTS_PATH} has"
                         ),
                         "rekey",
+                        // A deploy of one service commits what is its own, and leaves that file out.
+                        "; where that file was changed just now: mcp sync, which commits it, too",
                     )),
                     _ => None,
                 },
             };
-            if let Some((fault, command)) = fault {
-                let hint = format!("mcp secret {command} {} {name}", service.name);
+            if let Some((fault, command, else_)) = fault {
+                let hint = format!("mcp secret {command} {} {name}{else_}", service.name);
                 errors.push(whole_file(&path, 1, fault, &hint));
             }
         }

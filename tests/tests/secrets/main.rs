@@ -2,11 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod attacks;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
+use attacks::{
+    a_lost_identity_is_told_and_comes_back_without_a_restart,
+    a_sealed_file_that_was_tampered_with_deploys_nothing,
+    a_secret_moves_with_its_service_and_to_no_node_that_was_not_signed,
+    a_value_that_a_program_prints_is_hidden_where_the_agent_keeps_or_tells_it,
+    a_value_that_will_not_do_leaves_nothing_behind, no_value_is_put_where_others_may_change_it,
+    those_who_may_not_neither_read_nor_write_a_secret,
+};
 use mcp_tests::definitions::{component, service};
 use mcp_tests::engine::{Lane, run};
 use mcp_tests::fleet::{Fleet, text};
@@ -17,6 +27,13 @@ mcp_tests::lanes!(
     a_rotated_identity_changes_nothing_that_runs,
     a_lost_identity_holds_up_those_who_use_secrets_alone,
     values_stand_nowhere_in_plain_text,
+    a_value_that_a_program_prints_is_hidden_where_the_agent_keeps_or_tells_it,
+    a_value_that_will_not_do_leaves_nothing_behind,
+    a_secret_moves_with_its_service_and_to_no_node_that_was_not_signed,
+    a_sealed_file_that_was_tampered_with_deploys_nothing,
+    those_who_may_not_neither_read_nor_write_a_secret,
+    a_lost_identity_is_told_and_comes_back_without_a_restart,
+    no_value_is_put_where_others_may_change_it,
 );
 
 /// A node with a service of its name: `api` uses secrets, `web` none.
@@ -178,6 +195,13 @@ fn a_rotated_identity_changes_nothing_that_runs(lane: Lane) {
     assert!(refused.stderr.contains("another recipient"), "{refused}");
 
     fleet.mcp(&["secret", "rekey", "--accept", node]).ok();
+    // What is one service's leaves the recipients out; that is told with the mend.
+    let refused = fleet.mcp(&["deploy", node, "--yes"]);
+    assert_ne!(refused.code, Some(0), "{refused}");
+    assert!(
+        format!("{refused}").contains("mcp sync, which commits it"),
+        "{refused}"
+    );
     let list = fleet.mcp_json(&["secret", "list"]);
     assert!(
         list.as_array()
