@@ -400,7 +400,8 @@ fn signature_that_we_accept_is_one_that_openssh_accepts() {
             messages[1],
         );
     }
-    met.end(350, 8);
+    // A key and its signature are made anew each time: a change may or may not be one.
+    met.end(350, 5);
 }
 
 #[test]
