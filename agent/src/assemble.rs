@@ -25,7 +25,7 @@ use crate::registry::{Registry, RevisionSource};
 use crate::revisions::RevisionStore;
 use crate::runtime::Runtime;
 use crate::secrets::memory::MemoryFolder;
-use crate::source::Source;
+use crate::source::{Place, Source};
 use crate::takeover::Reclaimer;
 use crate::watch::{self, Busy, Watch};
 use crate::{Agent, GRACE, RunError, alert, error_chain, reconcile, retention};
@@ -145,7 +145,8 @@ pub async fn assemble(
         heads: tokio::sync::watch::Sender::new(None),
         alerts,
         clock,
-        source: Source::default(),
+        source: Source::new(Place::Upstream),
+        inbox: Source::new(Place::Inbox),
         reclaimer,
         work: TaskTracker::new(),
         shutdown: shutdown.clone(),

@@ -60,6 +60,8 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     /// The upstream, where there is one.
     pub source: Option<SourceConfig>,
+    /// The inbox, where there is one.
+    pub inbox: Option<InboxConfig>,
     /// Watching.
     pub watch: WatchConfig,
     /// The alert command, where there is one.
@@ -215,6 +217,17 @@ pub struct SourceConfig {
     pub branch: String,
     /// Time between two looks.
     pub poll: Span,
+    /// Longest time for one look.
+    pub timeout: Span,
+}
+
+/// The bare repository that people push into with plain git.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboxConfig {
+    /// Where it is: an absolute path, in UTF-8, apart from the agent's own folder.
+    pub path: PathBuf,
+    /// The branch.
+    pub branch: String,
     /// Longest time for one look.
     pub timeout: Span,
 }

@@ -32,7 +32,7 @@ pub enum IntakeError {
 pub struct Origin {
     /// The way.
     pub source: RevisionSource,
-    /// Who brought them: an operator, or the upstream's address.
+    /// Who brought them: an operator, or the address of upstream or inbox.
     pub by: String,
     /// When.
     pub at: Timestamp,

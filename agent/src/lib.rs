@@ -118,6 +118,8 @@ pub struct Agent {
     pub clock: Arc<dyn Clock>,
     /// The upstream's state.
     pub source: Source,
+    /// The inbox's state.
+    pub inbox: Source,
     /// Files below services' folders.
     pub files: Arc<files::Files>,
     /// Takes over what runs unknown to the registry.
@@ -136,6 +138,7 @@ impl Agent {
             source: match way {
                 Way::Push => RevisionSource::Push,
                 Way::Fetch => RevisionSource::Fetch,
+                Way::Inbox => RevisionSource::Inbox,
             },
             by: by.to_owned(),
             at: self.clock.now(),
@@ -513,6 +516,14 @@ pub async fn run(
         let poll = source::poll(Arc::clone(&agent), source, tasks.shutdown.child_token());
         tasks.spawn("source", async {
             poll.await;
+            Ok(())
+        });
+    }
+    if let Some(inbox) = agent.config.inbox.clone() {
+        let watching =
+            source::inbox::watch(Arc::clone(&agent), inbox, tasks.shutdown.child_token());
+        tasks.spawn("inbox", async {
+            watching.await;
             Ok(())
         });
     }

@@ -2,8 +2,8 @@
 //!
 //! Owns everything below the agent's data directory that has to do with git: `repo.git` with the
 //! accepted head in `refs/mcp/head`, the `high-water` mark, the file `accepted-commits`, and the
-//! `quarantine` in which packs are looked at. Pushes of the CLI and fetches from an upstream go
-//! through the same [`RevisionStore::receive`]. Leaves to others: transport, the registry, and what
+//! `quarantine` in which packs are looked at. Pushes of the CLI, fetches from an upstream and what lies in
+//! the inbox go through the same [`RevisionStore::receive`]. Leaves to others: transport, the registry, and what
 //! follows from a new head.
 //!
 //! Locking: one receipt at a time; readers never wait for it. Calls block on disk and processor: an
@@ -30,6 +30,7 @@ mod durable;
 mod error;
 mod faults;
 mod history;
+mod inbox;
 mod inspect;
 mod limits;
 mod objects;
@@ -45,6 +46,7 @@ pub(crate) mod tests;
 
 pub use error::{HighWaterTrouble, IntroductionFault, ReceiveError};
 pub use faults::{Bound, PackFault};
+pub use inbox::{InboxError, InboxLook, inbox_tip};
 pub use inspect::Inspection;
 pub use limits::Limits;
 pub use objects::ObjectError;

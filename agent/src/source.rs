@@ -1,33 +1,34 @@
-//! The upstream that the agent pulls from: polled, and at once where an operator asks.
+//! Where revisions come from by themselves: an upstream that is polled, and the inbox that is watched.
 //!
-//! What is fetched goes through the same door as a push. One fetch at a time, and each is bounded: an
-//! upstream that hangs is left to its thread, of which there are at most [`LOOKS`], and nobody else waits for
-//! it. A failure is kept for `mcp node info`, told as an event when it changes, and tried again at the next
-//! poll.
+//! What comes goes through the same door as a push. Of each place one look at a time is made, and each is
+//! bounded: one that hangs is left to its thread, of which there are at most [`LOOKS`], and nobody else waits
+//! for it. A failure is kept for `mcp node info`, told as an event when it changes, and the place is looked at
+//! again. Each place has a [`Source`] of its own; [`upstream`] and [`inbox`] know when to look, and how.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use thiserror::Error;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use crate::blocking::blocking;
-use crate::config::SourceConfig;
 use crate::registry::{AuditRow, NewEvent};
-use crate::revisions::{Accepted, FetchError, Limits, ReceiveError};
-use crate::{Agent, TrustRootsError, error_chain, trust_roots};
+use crate::revisions::ReceiveError;
+use crate::{Agent, error_chain};
 
-/// How the last look at the upstream ended.
+mod hints;
+pub mod inbox;
+mod upstream;
+
+pub use upstream::{SourceError, fetch, poll};
+
+/// How the last look at a place ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LastFetch {
     /// When it ended; `None` before the first.
     pub at: Option<Timestamp>,
     /// Why it failed, in one line.
     pub error: Option<String>,
-    /// Whether an event told that it cannot be fetched.
+    /// Whether an event told that it cannot be read.
     told: bool,
 }
 
@@ -36,40 +37,85 @@ struct Failed {
     reason: &'static str,
     /// In one line.
     error: String,
-    /// The upstream answered, and what it holds is refused: that is told as such.
+    /// The place could be read, and what it holds is refused: that is told as such.
     refused: bool,
 }
 
-/// Looks at the upstream that may hang at a time. A thread that reads from a file system that is gone cannot
+/// Looks at one place that may hang at a time. A thread that reads from a file system that is gone cannot
 /// be ended, only left: while so many hang none is begun.
 const LOOKS: usize = 16;
 
 /// With more than so many looks that hang, the agent by itself looks only every [`RARELY`].
 const EAGER: usize = 3;
 
-/// Time between two looks at an upstream that goes on to hang: what may hang lasts for two hours then.
+/// Time between two looks at a place that goes on to hang: what may hang lasts for two hours then.
 const RARELY: Duration = Duration::from_secs(600);
 
-/// The upstream's state.
+/// The places that the agent looks at by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The upstream of `[source]`.
+    Upstream,
+    /// The inbox of `[inbox]`.
+    Inbox,
+}
+
+impl Place {
+    /// The kinds of the events that it cannot be read, and that it can again.
+    const fn kinds(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Upstream => ("upstream-failed", "upstream-back"),
+            Self::Inbox => ("inbox-failed", "inbox-back"),
+        }
+    }
+
+    /// The same in words, and that what it holds is refused.
+    const fn words(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::Upstream => (
+                "the upstream cannot be fetched",
+                "the upstream can be fetched again",
+                "what the upstream holds is refused",
+            ),
+            Self::Inbox => (
+                "the inbox cannot be read",
+                "the inbox can be read again",
+                "what the inbox holds is refused",
+            ),
+        }
+    }
+
+    /// What audit rows call a look that nobody asked for.
+    const fn method(self) -> &'static str {
+        match self {
+            Self::Upstream => "Poll",
+            Self::Inbox => "Inbox",
+        }
+    }
+}
+
+/// A place's state.
 #[derive(Debug)]
 pub struct Source {
+    place: Place,
     last: Mutex<LastFetch>,
     /// Held by whoever fetches: one at a time.
     turn: tokio::sync::Mutex<()>,
     looks: Arc<Semaphore>,
 }
 
-impl Default for Source {
-    fn default() -> Self {
+impl Source {
+    /// A place that was not looked at yet.
+    #[must_use]
+    pub fn new(place: Place) -> Self {
         Self {
+            place,
             last: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
             looks: Arc::new(Semaphore::new(LOOKS)),
         }
     }
-}
 
-impl Source {
     /// How the last look ended.
     #[must_use]
     pub fn last(&self) -> LastFetch {
@@ -92,9 +138,13 @@ impl Source {
         last.at = Some(at);
         last.error = failed.as_ref().map(|failed| failed.error.clone());
         let is_news = before.error != last.error;
+        let (failing, well, holds) = self.place.words();
+        let refused = failed.as_ref().is_some_and(|failed| failed.refused);
+        let (failed_kind, back_kind) = self.place.kinds();
         match &last.error {
-            Some(error) if is_news => tracing::warn!(error, "the upstream could not be fetched"),
-            None if is_news => tracing::info!("the upstream can be fetched again"),
+            Some(error) if is_news && refused => tracing::warn!(error, "{holds}"),
+            Some(error) if is_news => tracing::warn!(error, "{failing}"),
+            None if is_news => tracing::info!("{well}"),
             _ => {}
         }
         let (kind, reason, message) = match failed {
@@ -103,13 +153,10 @@ impl Source {
                 if !is_news && before.told {
                     return None;
                 }
-                let message = format!("the upstream cannot be fetched: {}", failed.error);
-                ("upstream-failed", failed.reason, message)
+                let message = format!("{failing}: {}", failed.error);
+                (failed_kind, failed.reason, message)
             }
-            _ if before.told => {
-                let message = "the upstream can be fetched again".to_owned();
-                ("upstream-back", "answers", message)
-            }
+            _ if before.told => (back_kind, "answers", well.to_owned()),
             _ => return None,
         };
         Some(NewEvent {
@@ -148,7 +195,7 @@ async fn bounded<T: Send + 'static>(
         .map_err(|_| Left::Crowded)?;
     let (tell, told) = oneshot::channel();
     // Not one of the runtime's: those are waited for at the agent's end.
-    let thread = std::thread::Builder::new().name("upstream".to_owned());
+    let thread = std::thread::Builder::new().name("source".to_owned());
     thread
         .spawn(move || {
             let _permit = permit;
@@ -162,54 +209,25 @@ async fn bounded<T: Send + 'static>(
     }
 }
 
-/// Why nothing came from the upstream.
-#[derive(Debug, Error)]
-pub enum SourceError {
-    /// Owners or denied keys cannot be read, and nothing is verified without.
-    #[error(transparent)]
-    Trust(#[from] TrustRootsError),
-    /// The fetch failed, or what came is refused.
-    #[error(transparent)]
-    Fetch(#[from] FetchError),
-}
-
-impl SourceError {
-    /// The failure's name, for events.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Trust(_) => "trust-unreadable",
-            Self::Fetch(error) => error.name(),
-        }
-    }
-}
-
-/// Fetches the upstream's branch now. `None` where the head stands there already.
-///
-/// # Errors
-///
-/// [`SourceError`], with nothing changed.
-pub async fn fetch(
-    agent: &Arc<Agent>,
-    config: &SourceConfig,
-) -> Result<Option<Accepted>, SourceError> {
-    let _turn = agent.source.turn.lock().await;
-    let fetched = read_and_receive(agent, config).await;
-    let failed = fetched.as_ref().err().map(|error| Failed {
-        reason: error.name(),
-        error: error_chain(error),
-        refused: matches!(error, SourceError::Fetch(FetchError::Refused(_))),
-    });
-    if let Some(event) = agent.source.note(failed, agent.clock.now())
+/// Keeps how a look ended, and tells where that is news.
+async fn keep(agent: &Agent, source: &Source, failed: Option<Failed>) {
+    if let Some(event) = source.note(failed, agent.clock.now())
         && let Err(error) = agent.registry.append_events(vec![event]).await
     {
-        tracing::error!(%error, "what became of a fetch cannot be written down");
+        tracing::error!(%error, "what became of a look cannot be written down");
     }
-    fetched
 }
 
-/// Writes down that what the upstream holds was refused: nobody called, so nobody else would.
-async fn note_refusal(agent: &Agent, config: &SourceConfig, refused: &ReceiveError) {
+/// What was looked at, for audit and event.
+struct Looked<'a> {
+    place: Place,
+    /// Its address.
+    at: &'a str,
+    branch: &'a str,
+}
+
+/// Writes down that what a place holds was refused: nobody called, so nobody else would.
+async fn note_refusal(agent: &Agent, looked: Looked<'_>, refused: &ReceiveError) {
     let at = agent.clock.now();
     let row = AuditRow {
         seq: 0,
@@ -217,8 +235,8 @@ async fn note_refusal(agent: &Agent, config: &SourceConfig, refused: &ReceiveErr
         who: "mcp-agent".to_owned(),
         token: String::new(),
         signer: String::new(),
-        method: "Poll".to_owned(),
-        target: format!("{} {}", config.url, config.branch),
+        method: looked.place.method().to_owned(),
+        target: format!("{} {}", looked.at, looked.branch),
         from: String::new(),
         request_id: String::new(),
         result: refused.name().to_owned(),
@@ -231,11 +249,11 @@ async fn note_refusal(agent: &Agent, config: &SourceConfig, refused: &ReceiveErr
         reason: refused.name().to_owned(),
         message: format!(
             "what {} holds is refused: {}",
-            config.url,
+            looked.at,
             error_chain(refused)
         ),
         revision: None,
-        data: serde_json::json!({ "branch": config.branch, "hint": refused.hint() }),
+        data: serde_json::json!({ "branch": looked.branch, "hint": refused.hint() }),
     };
     let written = async {
         agent.registry.append_audit(row).await?;
@@ -246,90 +264,6 @@ async fn note_refusal(agent: &Agent, config: &SourceConfig, refused: &ReceiveErr
     }
 }
 
-async fn read_and_receive(
-    agent: &Arc<Agent>,
-    config: &SourceConfig,
-) -> Result<Option<Accepted>, SourceError> {
-    let store = Arc::clone(agent);
-    // Owners and denied keys are read for each receipt: a key denied now counts from now on.
-    let read = move || {
-        let roots = || trust_roots(&store.config);
-        store.revisions.read_trust(roots)
-    };
-    blocking(read).await?;
-    let (store, source) = (Arc::clone(&agent.revisions), config.clone());
-    let look = bounded(
-        &agent.source.looks,
-        config.timeout.as_duration(),
-        move || store.read_source(&source.url, &source.branch, &Limits::default()),
-    );
-    let url = || config.url.clone();
-    let read = look.await.map_err(|left| match left {
-        Left::Late => FetchError::Stalled {
-            url: url(),
-            limit: config.timeout,
-        },
-        Left::Crowded => FetchError::Hangs {
-            url: url(),
-            looks: LOOKS,
-        },
-        Left::Died => FetchError::BrokeOff { url: url() },
-    })?;
-    let Some(fetched) = read? else {
-        return Ok(None);
-    };
-    let store = Arc::clone(agent);
-    // From here on it is all on the agent's own disk.
-    let received = blocking(move || {
-        // Once more: the look may have taken long, and a key was denied meanwhile.
-        store.revisions.read_trust(|| trust_roots(&store.config))?;
-        let node = &store.config.node;
-        let limits = Limits::default();
-        let now = Timestamp::now();
-        let received = store
-            .revisions
-            .receive_fetched(fetched, node, &limits, now)?;
-        Ok(received)
-    });
-    received.await
-}
-
-/// Polls the upstream until `shutdown`.
-pub async fn poll(agent: Arc<Agent>, config: SourceConfig, shutdown: CancellationToken) {
-    let mut ticks = tokio::time::interval(config.poll.as_duration());
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last = Instant::now();
-    loop {
-        tokio::select! {
-            // Between two looks nothing is under way that could be lost.
-            () = shutdown.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        if !agent.source.is_due(last.elapsed()) {
-            continue;
-        }
-        last = Instant::now();
-        let before = agent.source.last().error;
-        let fetched = tokio::select! {
-            // What is cut off was only read, or is received to its end without a listener: the next
-            // start takes it in.
-            () = shutdown.cancelled() => return,
-            fetched = fetch(&agent, &config) => fetched,
-        };
-        match fetched {
-            Ok(Some(accepted)) => agent.arrived(Way::Fetch, &config.url, &accepted).await,
-            Ok(None) => {}
-            // The same refusal at each poll is one.
-            Err(SourceError::Fetch(FetchError::Refused(refused)))
-                if agent.source.last().error != before =>
-            {
-                note_refusal(&agent, &config, &refused).await;
-            }
-            Err(_) => {}
-        }
-    }
-}
-
 /// How revisions reach the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -337,6 +271,8 @@ pub enum Way {
     Push,
     /// The agent fetched them.
     Fetch,
+    /// Somebody pushed them into the inbox.
+    Inbox,
 }
 
 #[cfg(test)]
@@ -389,8 +325,8 @@ mod tests {
     }
 
     #[test]
-    fn upstream_that_goes_on_to_hang_is_looked_at_rarely() {
-        let source = Source::default();
+    fn place_that_goes_on_to_hang_is_looked_at_rarely() {
+        let source = Source::new(Place::Upstream);
         let hang = |count| {
             drop(
                 source
@@ -407,8 +343,23 @@ mod tests {
     }
 
     #[test]
+    fn events_name_the_place() {
+        let inbox = Source::new(Place::Inbox);
+        let failed = Failed {
+            reason: "no-repository",
+            error: "nothing there".to_owned(),
+            refused: false,
+        };
+        let event = inbox.note(Some(failed), Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(event.kind, "inbox-failed");
+        assert_eq!(event.message, "the inbox cannot be read: nothing there");
+        let event = inbox.note(None, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(event.kind, "inbox-back");
+    }
+
+    #[test]
     fn failure_is_an_event_once_and_its_end_another() {
-        let source = Source::default();
+        let source = Source::new(Place::Upstream);
         let at = Timestamp::UNIX_EPOCH;
         let look = |failed: Option<(&str, bool)>| {
             let failed = failed.map(|(error, refused)| Failed {

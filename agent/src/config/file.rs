@@ -23,6 +23,8 @@ use crate::auth::Role;
 use crate::auth::online::Validation;
 use crate::auth::web::{HttpsUrl, HttpsUrlError};
 
+mod inbox;
+
 /// Most components that are worked on side by side.
 const MAX_CONCURRENCY: usize = 64;
 /// Most issuers beside the agent's own: each one's keys are tried on every token that no earlier one made.
@@ -40,6 +42,7 @@ struct File {
     trust: Option<Trust>,
     runtime: Option<Runtime>,
     source: Option<Source>,
+    inbox: Option<inbox::Inbox>,
     watch: Option<WatchConfig>,
     alert: Option<Alert>,
     policy: Option<PolicyTable>,
@@ -308,6 +311,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
         file.display().to_string(),
     ];
     let auth = auth(&at, raw.auth.unwrap_or_default(), &data_dir)?;
+    let upstream = raw.source.as_ref().map(|source| source.url.clone());
     Ok(Config {
         file: file.to_owned(),
         trust: trust(
@@ -320,6 +324,10 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config, ConfigError> {
         source: raw
             .source
             .map(|source| self::source(&at, source))
+            .transpose()?,
+        inbox: raw
+            .inbox
+            .map(|inbox| inbox.check(&at, &data_dir, upstream.as_deref()))
             .transpose()?,
         watch: watch(&at, raw.watch.unwrap_or_default())?,
         alert: raw.alert.map(|alert| self::alert(&at, alert)).transpose()?,
@@ -578,14 +586,7 @@ fn source(at: &Text<'_>, raw: Source) -> Result<SourceConfig, ConfigError> {
             "write an absolute path or file:///PATH; other transports come in a later release",
         ));
     }
-    let branch = raw.branch.unwrap_or_else(|| "main".to_owned());
-    if branch.is_empty() || branch.len() > 255 || branch.starts_with(['-', '/']) {
-        return Err(at.refuse(
-            &["source", "branch"],
-            format!("`{branch}` is no branch"),
-            "write its name, as in main",
-        ));
-    }
+    let branch = branch(at, "source", raw.branch)?;
     Ok(SourceConfig {
         url: raw.url,
         branch,
@@ -595,6 +596,19 @@ fn source(at: &Text<'_>, raw: Source) -> Result<SourceConfig, ConfigError> {
             raw.timeout.unwrap_or(Span::from_secs(60)),
         )?,
     })
+}
+
+/// The branch of a section; `main` unless told otherwise.
+fn branch(at: &Text<'_>, section: &str, raw: Option<String>) -> Result<String, ConfigError> {
+    let branch = raw.unwrap_or_else(|| "main".to_owned());
+    if branch.is_empty() || branch.len() > 255 || branch.starts_with(['-', '/']) {
+        return Err(at.refuse(
+            &[section, "branch"],
+            format!("`{branch}` is no branch"),
+            "write its name, as in main",
+        ));
+    }
+    Ok(branch)
 }
 
 fn watch(at: &Text<'_>, watch: WatchConfig) -> Result<WatchConfig, ConfigError> {

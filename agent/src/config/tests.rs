@@ -58,6 +58,10 @@ url    = "/srv/git/desired.git"
 branch = "main"
 poll   = "60s"
 timeout = "30s"
+[inbox]
+path   = "/srv/git/inbox.git"
+branch = "team/main"
+timeout = "30s"
 [watch]
 resync         = "30s"
 flap_threshold = 3
@@ -131,6 +135,26 @@ fn refusals_name_the_line_and_the_key() {
         (
             "node = \"a\"\n[source]\nurl = \"https://forge/x\"",
             "/etc/mcp/agent.toml:3: source.url",
+        ),
+        (
+            "node = \"a\"\n[inbox]\nbranch = \"main\"",
+            "/etc/mcp/agent.toml:2",
+        ),
+        (
+            "node = \"a\"\n[inbox]\npath = \"/srv/../git\"",
+            "/etc/mcp/agent.toml:3: inbox.path: `/srv/../git` cannot be used",
+        ),
+        (
+            "node = \"a\"\ndata_dir = \"/srv/mcp\"\n[inbox]\npath = \"/srv/mcp/inbox.git\"",
+            "/etc/mcp/agent.toml:4: inbox.path: `/srv/mcp/inbox.git` is not apart",
+        ),
+        (
+            "node = \"a\"\n[source]\nurl = \"file:///x\"\n[inbox]\npath = \"/x\"",
+            "/etc/mcp/agent.toml:5: inbox.path: `/x` is the upstream too",
+        ),
+        (
+            "node = \"a\"\n[inbox]\npath = \"/x\"\nbranch = \"a/../b\"",
+            "/etc/mcp/agent.toml:4: inbox.branch: `a/../b` is no branch",
         ),
         (
             "node = \"a\"\n[policy]\nports = [\"8080\"]",

@@ -20,6 +20,8 @@ words! {
         Push = "push",
         /// The agent fetched it from its upstream.
         Fetch = "fetch",
+        /// Somebody pushed it into the inbox.
+        Inbox = "inbox",
         /// A rebuild found it in the agent's own repository.
         Rebuild = "rebuild",
     }
@@ -46,7 +48,7 @@ pub struct RevisionRow {
     pub received_at: Timestamp,
     /// How it came.
     pub source: RevisionSource,
-    /// Who brought it: an operator's principal, or the upstream's address.
+    /// Who brought it: an operator's principal, or the address of upstream or inbox.
     pub received_by: String,
 }
 

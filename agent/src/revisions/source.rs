@@ -105,11 +105,19 @@ pub enum FetchError {
     Refused(#[from] ReceiveError),
 }
 
-/// What was read of an upstream: a pack in quarantine, of what leads from our history to its tip.
+/// What was read of an upstream or the inbox: a pack in quarantine, of what leads from our history to its tip.
 #[derive(Debug)]
 pub struct Fetched {
-    spooled: Spooled,
-    tip: CommitId,
+    pub(super) spooled: Spooled,
+    pub(super) tip: CommitId,
+}
+
+impl Fetched {
+    /// The commit that it leads to.
+    #[must_use]
+    pub const fn tip(&self) -> CommitId {
+        self.tip
+    }
 }
 
 impl FetchError {
@@ -170,7 +178,7 @@ impl RevisionStore {
         Ok(Some(Fetched { spooled, tip }))
     }
 
-    /// Takes what was read of an upstream through the door. `None` where the head came there meanwhile.
+    /// Takes what was read of an upstream or the inbox through the door. `None` where the head came there meanwhile.
     ///
     /// # Errors
     ///
@@ -181,7 +189,7 @@ impl RevisionStore {
         node: &NodeName,
         limits: &Limits,
         now: Timestamp,
-    ) -> Result<Option<Accepted>, FetchError> {
+    ) -> Result<Option<Accepted>, ReceiveError> {
         let Fetched { spooled, tip } = fetched;
         let _door = self.lock_door();
         if self.answered_by_head(self.head(), tip)?.is_some() {

@@ -5,6 +5,7 @@ mod collision;
 mod crash;
 mod disguise;
 mod hostile;
+mod inbox;
 mod packs;
 mod raw;
 mod refuse;

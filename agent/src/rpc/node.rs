@@ -46,7 +46,7 @@ impl v1::node_server::Node for Node {
         let agent = &self.agent;
         let config = &agent.config;
         let facts = NodeFacts::read(&config.data_dir);
-        let last = agent.source.last();
+        let (source, inbox) = (agent.source.last(), agent.inbox.last());
         let (age_recipient, age_error) = match agent.revisions.keyring().recipient() {
             Ok(recipient) => (recipient, String::new()),
             Err(error) => (String::new(), error.to_string()),
@@ -79,8 +79,15 @@ impl v1::node_server::Node for Node {
                 .as_ref()
                 .map(|source| source.url.clone())
                 .unwrap_or_default(),
-            source_checked_at: last.at.map(|at| at.to_string()).unwrap_or_default(),
-            source_error: last.error.unwrap_or_default(),
+            source_checked_at: source.at.map(|at| at.to_string()).unwrap_or_default(),
+            source_error: source.error.unwrap_or_default(),
+            inbox_path: config
+                .inbox
+                .as_ref()
+                .map(|inbox| inbox.path.display().to_string())
+                .unwrap_or_default(),
+            inbox_checked_at: inbox.at.map(|at| at.to_string()).unwrap_or_default(),
+            inbox_error: inbox.error.unwrap_or_default(),
             os: facts.os,
             kernel: facts.kernel,
             architecture: facts.architecture,

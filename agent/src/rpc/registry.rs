@@ -353,6 +353,9 @@ impl v1::registry_server::Registry for Registry {
         if let Some(error) = agent.source.last().error {
             warnings.push(format!("the upstream cannot be fetched: {error}"));
         }
+        if let Some(error) = agent.inbox.last().error {
+            warnings.push(format!("nothing is taken from the inbox: {error}"));
+        }
         Ok(Response::new(v1::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             head_revision: text(view.head),

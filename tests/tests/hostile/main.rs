@@ -1,4 +1,5 @@
-//! Hostile objects against the real agent: pushed by a client that checks nothing, and lying in an upstream.
+//! Hostile objects against the real agent: pushed by a client that checks nothing, and lying in an upstream or in
+//! the inbox.
 //!
 //! `agent/src/revisions/tests` has every case in process. Here stands one of each family, at each entry, for what
 //! only the whole agent shows: the name in answer and audit, one row each, no file left, a head that stays, and
@@ -121,67 +122,86 @@ fn hostile_objects_that_are_pushed_are_refused_by_name_and_leave_nothing(lane: L
 #[test]
 fn hostile_objects_in_an_upstream_are_refused_by_name_and_leave_nothing() {
     Lane::PodmanRoot.run(|lane| {
-        let name = "hosted";
-        let mut fleet = fleet(lane, name);
-        let first = head(&fleet);
-        let cases: Vec<Hostile> = objects::all(&fleet)
-            .into_iter()
-            .filter(|case| case.is_in_objects)
-            .collect();
-        assert!(cases.len() >= 12);
-        let upstream = fleet.home().join("upstream.git");
-        let copied = std::process::Command::new("cp")
-            .arg("-r")
-            .arg(fleet.repo().join(".git"))
-            .arg(&upstream)
-            .status();
-        assert!(copied.unwrap().success());
-        point(&upstream, &first);
-        fleet.node_mut(name).terminate().unwrap();
-        let config = fleet.node(name).config();
-        let written = fs::read_to_string(&config).unwrap();
-        let source = format!(
-            "{written}\n[source]\nurl = \"{}\"\npoll = \"1s\"\n",
-            upstream.display()
-        );
-        fs::write(&config, source).unwrap();
-        fleet.node_mut(name).serve().unwrap();
-        let before = files(&fleet, name);
-        let mut names: Vec<String> = Vec::new();
-        for case in &cases {
-            point(&upstream, &case.commit);
-            names.push(case.name.to_owned());
-            eventually(case.name, PATIENCE, || {
-                Ok((audited(&fleet, "Poll").len() >= names.len()).then_some(()))
-            })
-            .unwrap();
-            assert_eq!(
-                audited(&fleet, "Poll"),
-                names,
-                "each is told, and told once"
-            );
-            assert_eq!(head(&fleet), first);
-        }
-        // Back at the head there is nothing to say, and nothing under way.
-        point(&upstream, &first);
-        eventually("the upstream is fetched again", PATIENCE, || {
-            let info = fleet.mcp_json(&["node", "info"]);
-            Ok(info[0]["source_error"]
-                .as_str()
-                .is_none_or(str::is_empty)
-                .then_some(()))
-        })
-        .unwrap();
-        assert_same_files(&before, &files(&fleet, name));
+        hostile_objects_in_a_repository(lane, "hosted", "source", "Poll", |at| {
+            format!("[source]\nurl = \"{at}\"\npoll = \"1s\"\n")
+        });
     });
 }
 
-/// Has the upstream's branch stand at this commit, whatever it is.
-fn point(upstream: &Path, commit: &str) {
-    let _ = fs::remove_file(upstream.join("packed-refs"));
-    let aside = upstream.join("refs/heads/main.new");
+#[test]
+fn hostile_objects_in_the_inbox_are_refused_by_name_and_leave_nothing() {
+    Lane::PodmanRoot.run(|lane| {
+        hostile_objects_in_a_repository(lane, "pushed-into", "inbox", "Inbox", |at| {
+            format!("[inbox]\npath = \"{at}\"\n")
+        });
+    });
+}
+
+/// `section` is what the agent's configuration says of the repository, `place` how `mcp node info` names it, and
+/// `method` what its audit calls a look.
+fn hostile_objects_in_a_repository(
+    lane: Lane,
+    name: &str,
+    place: &str,
+    method: &str,
+    section: impl Fn(std::path::Display<'_>) -> String,
+) {
+    let mut fleet = fleet(lane, name);
+    let first = head(&fleet);
+    let cases: Vec<Hostile> = objects::all(&fleet)
+        .into_iter()
+        .filter(|case| case.is_in_objects)
+        .collect();
+    assert!(cases.len() >= 12);
+    let repository = fleet.home().join("repository.git");
+    let copied = std::process::Command::new("cp")
+        .arg("-r")
+        .arg(fleet.repo().join(".git"))
+        .arg(&repository)
+        .status();
+    assert!(copied.unwrap().success());
+    point(&repository, &first);
+    fleet.node_mut(name).terminate().unwrap();
+    let config = fleet.node(name).config();
+    let written = fs::read_to_string(&config).unwrap();
+    let section = section(repository.display());
+    fs::write(&config, format!("{written}\n{section}")).unwrap();
+    fleet.node_mut(name).serve().unwrap();
+    let before = files(&fleet, name);
+    let mut names: Vec<String> = Vec::new();
+    for case in &cases {
+        point(&repository, &case.commit);
+        names.push(case.name.to_owned());
+        eventually(case.name, PATIENCE, || {
+            Ok((audited(&fleet, method).len() >= names.len()).then_some(()))
+        })
+        .unwrap();
+        assert_eq!(
+            audited(&fleet, method),
+            names,
+            "each is told, and told once"
+        );
+        assert_eq!(head(&fleet), first);
+    }
+    // Back at the head there is nothing to say, and nothing under way.
+    point(&repository, &first);
+    eventually("the repository is looked at again", PATIENCE, || {
+        let info = fleet.mcp_json(&["node", "info"]);
+        Ok(info[0][format!("{place}_error")]
+            .as_str()
+            .is_none_or(str::is_empty)
+            .then_some(()))
+    })
+    .unwrap();
+    assert_same_files(&before, &files(&fleet, name));
+}
+
+/// Has a repository's branch stand at this commit, whatever it is.
+fn point(repository: &Path, commit: &str) {
+    let _ = fs::remove_file(repository.join("packed-refs"));
+    let aside = repository.join("refs/heads/main.new");
     fs::write(&aside, format!("{commit}\n")).unwrap();
-    fs::rename(aside, upstream.join("refs/heads/main")).unwrap();
+    fs::rename(aside, repository.join("refs/heads/main")).unwrap();
 }
 
 #[test]

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod change;
+mod inbox;
 mod runbooks;
 mod sharing;
 mod upstream;
@@ -15,10 +16,17 @@ use mcp_tests::definitions::{component, service};
 use mcp_tests::engine::{Lane, run};
 use mcp_tests::fleet::{Fleet, Output, text};
 
-mcp_tests::lanes!(lost_owner_key_is_replaced_out_of_band_and_nothing_stops);
+mcp_tests::lanes!(
+    lost_owner_key_is_replaced_out_of_band_and_nothing_stops,
+    what_plain_git_pushes_is_taken_at_once_and_a_refusal_is_told_once,
+);
 
 fn lost_owner_key_is_replaced_out_of_band_and_nothing_stops(lane: Lane) {
     runbooks::lost_owner_key_is_replaced_out_of_band_and_nothing_stops(lane);
+}
+
+fn what_plain_git_pushes_is_taken_at_once_and_a_refusal_is_told_once(lane: Lane) {
+    inbox::what_plain_git_pushes_is_taken_at_once_and_a_refusal_is_told_once(lane);
 }
 
 /// A node with the services `NAME` and `NAME-b`, of one component each; pushed, not deployed.
@@ -82,6 +90,17 @@ fn head(fleet: &Fleet, node: &str) -> String {
         .ok()
         .json();
     text(&revisions[0], "revision").to_owned()
+}
+
+/// The reasons of a node's events of one kind, oldest first.
+fn reasons(fleet: &Fleet, kind: &str) -> Vec<String> {
+    let events = fleet.mcp(&["-o", "jsonl", "events", "-n", "1000"]).ok();
+    events
+        .json_lines()
+        .iter()
+        .filter(|event| event["kind"] == kind)
+        .map(|event| text(event, "reason").to_owned())
+        .collect()
 }
 
 /// All that was said.

@@ -3,20 +3,12 @@
 use std::time::Duration;
 
 use mcp_tests::engine::{Lane, eventually};
-use mcp_tests::fleet::{Fleet, text};
+use mcp_tests::fleet::Fleet;
 
-use super::{commit_by_git, head, new_key, pushed};
+use super::{commit_by_git, head, new_key, pushed, reasons};
 
-/// The kinds of the node's events, oldest first, with their reasons.
-fn refusals(fleet: &Fleet) -> Vec<String> {
-    let events = fleet.mcp(&["-o", "jsonl", "events", "-n", "1000"]).ok();
-    events
-        .json_lines()
-        .iter()
-        .filter(|event| event["kind"] == "revision-refused")
-        .map(|event| text(event, "reason").to_owned())
-        .collect()
-}
+/// The event of a refusal that nobody called for.
+const REFUSED: &str = "revision-refused";
 
 /// When the upstream was last looked at.
 fn checked(fleet: &Fleet) -> Option<String> {
@@ -45,7 +37,7 @@ fn refusal_of_what_an_upstream_holds_is_told_once_and_a_good_revision_is_taken()
         fleet.git(&["push", "--quiet", &upstream, "HEAD:main"]);
         let limit = Duration::from_secs(60);
         eventually("the refusal is told", limit, || {
-            Ok((!refusals(&fleet).is_empty()).then_some(()))
+            Ok((!reasons(&fleet, REFUSED).is_empty()).then_some(()))
         })
         .unwrap();
         // It is looked at twice more, with the same verdict.
@@ -56,7 +48,7 @@ fn refusal_of_what_an_upstream_holds_is_told_once_and_a_good_revision_is_taken()
             })
             .unwrap();
         }
-        assert_eq!(refusals(&fleet), ["unknown-signer"]);
+        assert_eq!(reasons(&fleet, REFUSED), ["unknown-signer"]);
         assert_eq!(head(&fleet, name), good);
 
         fleet.git(&["reset", "--quiet", "--hard", &good]);
@@ -67,6 +59,6 @@ fn refusal_of_what_an_upstream_holds_is_told_once_and_a_good_revision_is_taken()
             Ok((head(&fleet, name) == next).then_some(()))
         })
         .unwrap();
-        assert_eq!(refusals(&fleet).len(), 1);
+        assert_eq!(reasons(&fleet, REFUSED).len(), 1);
     });
 }

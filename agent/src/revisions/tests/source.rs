@@ -17,9 +17,9 @@ pub(super) fn fetch(
     let Some(fetched) = scene.store.read_source(url, branch, &limits)? else {
         return Ok(None);
     };
-    scene
+    Ok(scene
         .store
-        .receive_fetched(fetched, &node(), &limits, now())
+        .receive_fetched(fetched, &node(), &limits, now())?)
 }
 
 pub(super) fn fetch_work(scene: &Scene) -> Result<Option<Accepted>, FetchError> {

@@ -39,6 +39,9 @@ struct Document {
     source_url: Option<String>,
     source_checked_at: Option<String>,
     source_error: Option<String>,
+    inbox_path: Option<String>,
+    inbox_checked_at: Option<String>,
+    inbox_error: Option<String>,
     os: Option<String>,
     kernel: Option<String>,
     architecture: Option<String>,
@@ -62,6 +65,9 @@ impl Document {
             source_url: some(&info.source_url),
             source_checked_at: some(&info.source_checked_at),
             source_error: some(&info.source_error),
+            inbox_path: some(&info.inbox_path),
+            inbox_checked_at: some(&info.inbox_checked_at),
+            inbox_error: some(&info.inbox_error),
             os: some(&info.os),
             kernel: some(&info.kernel),
             architecture: some(&info.architecture),
@@ -152,15 +158,27 @@ fn table(context: &Context, node: &str, info: &v1::InfoResponse) -> Table {
         format!("{} with {} components", info.services, info.components),
         Style::Plain,
     );
-    if !info.source_url.is_empty() {
-        let checked = context.out.time(&info.source_checked_at);
-        row(
+    for (name, place, checked_at, error) in [
+        (
             "source",
-            format!("{}, checked {checked}", info.source_url),
-            Style::Plain,
-        );
-        if !info.source_error.is_empty() {
-            row("", info.source_error.clone(), Style::Bad);
+            &info.source_url,
+            &info.source_checked_at,
+            &info.source_error,
+        ),
+        (
+            "inbox",
+            &info.inbox_path,
+            &info.inbox_checked_at,
+            &info.inbox_error,
+        ),
+    ] {
+        if place.is_empty() {
+            continue;
+        }
+        let checked = context.out.time(checked_at);
+        row(name, format!("{place}, checked {checked}"), Style::Plain);
+        if !error.is_empty() {
+            row("", error.clone(), Style::Bad);
         }
     }
     let system: Vec<&str> = [&info.os, &info.kernel, &info.architecture]
